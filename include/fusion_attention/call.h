@@ -1,0 +1,53 @@
+// Call: the arguments of one call, exactly as the API page names them, without any data.
+// It is what a front end fills in; Validate() turns it into a Problem or into an error text.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fusion_attention/dtype.h"
+
+namespace fusion_attention {
+
+struct TensorSpec {
+  DType dtype = DType::kFloat32;
+  std::vector<int64_t> shape;
+};
+
+// What only the gradient entry has: npu_fusion_attention_grad's extra arguments.
+struct GradCall {
+  TensorSpec dy;
+  TensorSpec softmax_max;
+  TensorSpec softmax_sum;
+  TensorSpec attention_in;
+  std::optional<int64_t> numels;  // absent, 0, or the number of dropout elements of the forward call
+};
+
+struct Call {
+  TensorSpec query;
+  TensorSpec key;
+  TensorSpec value;
+  int64_t head_num = 0;
+  std::string input_layout;
+  std::optional<TensorSpec> pse;
+  std::optional<TensorSpec> padding_mask;
+  std::optional<TensorSpec> atten_mask;
+  double scale = 1.0;
+  double keep_prob = 1.0;
+  int64_t pre_tockens = 2147483647;
+  int64_t next_tockens = 2147483647;
+  int64_t inner_precise = 0;
+  std::optional<std::vector<int64_t>> prefix;
+  std::optional<std::vector<int64_t>> actual_seq_qlen;
+  std::optional<std::vector<int64_t>> actual_seq_kvlen;
+  int64_t sparse_mode = 0;
+  std::string softmax_layout;
+  std::optional<TensorSpec> sink;
+  std::optional<TensorSpec> dropout_mask;
+
+  std::optional<GradCall> grad;  // present for the gradient entry
+};
+
+}  // namespace fusion_attention
