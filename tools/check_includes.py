@@ -1,0 +1,166 @@
+"""Checks that every C++ include and every Python import is one that the design allows.
+
+The graph below is the design: each folder and what it may include. `--draw` prints it for
+docs/design.md. The check knows paths and include lines only; it parses no C++.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A folder (or file), the layers it may use, and the foreign headers or packages it may use."""
+
+    path: str
+    may_use: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+
+API = "include/fusion_attention"
+BACKEND_INTERFACE = "src/backend/backend.h"
+PACKAGE = "python/fusion_attention"
+
+# A file belongs to the layer with the longest matching path. Every layer may use itself.
+CPP_LAYERS = (
+    Layer(API),
+    Layer("src/base", (API,)),
+    Layer("src/problem", (API, "src/base")),
+    Layer("src/mask", (API, "src/base")),
+    Layer("src/dropout", (API, "src/base")),
+    Layer(BACKEND_INTERFACE, (API,)),
+    Layer("src/backend", (API, BACKEND_INTERFACE)),
+    Layer("src/reference", (API, "src/base", "src/mask", "src/dropout", BACKEND_INTERFACE)),
+    Layer(
+        "src/cpu",
+        (API, "src/base", "src/mask", "src/dropout", BACKEND_INTERFACE, "src/cpu/kernels"),
+        ("hwy/",),
+    ),
+    # Kernels see pointers, sizes and a tile's mask: neither Problem nor Plan, and no torch.
+    Layer(
+        "src/cpu/kernels",
+        (f"{API}/dtype.h", "src/base", "src/dropout"),
+        ("hwy/",),
+    ),
+    Layer("torch", (API,), ("torch/",)),
+    Layer("tests/cc", (API, "src"), ("gtest/", "gmock/", "hwy/")),
+    Layer("bench", (API,), ("immintrin.h",)),
+    Layer("examples", (API,)),
+)
+
+STANDARD_PYTHON = frozenset(sys.stdlib_module_names)
+# The package needs torch and nothing else at run time.
+PYTHON_LAYERS = (
+    Layer(PACKAGE, (), ("torch",)),
+    Layer("tests", (PACKAGE,), ("torch", "numpy", "pytest", "hypothesis")),
+    Layer("examples", (PACKAGE,), ("torch", "numpy", "rich", "matplotlib")),
+    Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),
+    Layer("tools", (PACKAGE,), ("torch", "matplotlib")),
+)
+
+INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
+STANDARD_CPP = re.compile(r"[a-z_]+|(?:sys|pthread|unistd|signal)\S*\.h")
+
+
+def layer_of(path: str, layers: tuple[Layer, ...]) -> Layer | None:
+    """Returns the layer with the longest path that is a prefix of `path`."""
+    owners = [x for x in layers if path == x.path or path.startswith(x.path + "/")]
+    return max(owners, key=lambda x: len(x.path), default=None)
+
+
+def allows(user: Layer, used: str, layers: tuple[Layer, ...]) -> bool:
+    """Says whether `user` may use the file `used`: its own layer, or one that it lists."""
+    if layer_of(used, layers) == user:
+        return True
+    return any(used == x or used.startswith(x + "/") for x in user.may_use)
+
+
+def cpp_violations(file: Path) -> Iterator[str]:
+    """Yields one line of text for each include of `file` that the graph does not allow."""
+    name = file.relative_to(ROOT).as_posix()
+    layer = layer_of(name, CPP_LAYERS)
+    if layer is None:
+        yield f"{name}:1: belongs to no layer of tools/check_includes.py"
+        return
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        bracket, header = match.groups()
+        used = f"include/{header}" if header.startswith("fusion_attention/") else header
+        ours = (ROOT / used).is_file()
+        foreign = header.startswith(layer.foreign) if layer.foreign else False
+        if bracket == "<" and not ours:
+            fine = foreign or STANDARD_CPP.fullmatch(header) is not None
+        else:
+            fine = (ours and allows(layer, used, CPP_LAYERS)) or (not ours and foreign)
+        if not fine:
+            yield f"{name}:{number}: {layer.path} may not include {header}"
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
+    """Yields (line, module, relative level) of every import in `tree`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, 0
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module or "", node.level
+
+
+def python_violations(file: Path) -> Iterator[str]:
+    """Yields one line of text for each import of `file` that the graph does not allow."""
+    name = file.relative_to(ROOT).as_posix()
+    layer = layer_of(name, PYTHON_LAYERS)
+    if layer is None:
+        yield f"{name}:1: belongs to no layer of tools/check_includes.py"
+        return
+    for line, module, level in imports(ast.parse(file.read_text(encoding="utf-8"), name)):
+        top = module.split(".")[0]
+        neighbour = level > 0 or any((file.parent / f"{top}{x}").exists() for x in ("", ".py"))
+        fine = neighbour or top in STANDARD_PYTHON or top in layer.foreign
+        if top == "fusion_attention":
+            fine = layer.path == PACKAGE or PACKAGE in layer.may_use
+        if not fine:
+            yield f"{name}:{line}: {layer.path} may not import {module}"
+
+
+def draw() -> None:
+    """Prints the graph as a Mermaid flow chart."""
+    print("flowchart BT")
+    for layer in CPP_LAYERS:
+        for used in (*layer.may_use, *layer.foreign):
+            print(f"  {layer.path} --> {used.rstrip('/')}")
+    print(f"  {PACKAGE} --> torch")
+
+
+def main() -> int:
+    """Runs the check, or draws the graph."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--draw", action="store_true", help="print the allowed graph as Mermaid")
+    if parser.parse_args().draw:
+        draw()
+        return 0
+    violations: list[str] = []
+    for folder in ("include", "src", "torch", "tests", "bench", "examples"):
+        for pattern in ("*.h", "*.cc"):
+            for file in sorted((ROOT / folder).rglob(pattern)):
+                violations += cpp_violations(file)
+    for folder in ("python", "tests", "bench", "examples", "tools"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            violations += python_violations(file)
+    print("\n".join(violations) if violations else "include graph: as designed")
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
