@@ -1,0 +1,44 @@
+// The way in: make a plan, run it. What can fail has failed by the time a plan exists, but for
+// memory.
+#include "fusion_attention/plan.h"
+
+#include <new>
+
+#include "fusion_attention/backward.h"
+#include "fusion_attention/forward.h"
+#include "src/backend/registry.h"
+
+namespace fusion_attention {
+namespace {
+
+Status OutOfMemory() {
+  return Status(StatusCode::kResourceExhausted,
+                "npu_fusion_attention: expected the working memory of the call to be available, "
+                "but an allocation failed. Use fewer threads or shorter sequences.");
+}
+
+}  // namespace
+
+StatusOr<Plan> Plan::Create(const Call& call, const PlanOptions& options) {
+  StatusOr<Problem> problem = Validate(call);
+  if (!problem.ok()) return problem.status();
+  const StatusOr<const Backend*> backend = ChooseBackend(Backends(), options.backend, *problem);
+  if (!backend.ok()) return backend.status();
+  return Plan(problem.TakeValue(), *backend);
+}
+
+std::string_view Plan::backend_name() const { return backend_->Name(); }
+
+Status Forward(const Plan& plan, const ForwardArgs& args, ParallelFor& threads) try {
+  return plan.backend().Forward(plan.problem(), args, threads);
+} catch (const std::bad_alloc&) {
+  return OutOfMemory();
+}
+
+Status Backward(const Plan& plan, const BackwardArgs& args, ParallelFor& threads) try {
+  return plan.backend().Backward(plan.problem(), args, threads);
+} catch (const std::bad_alloc&) {
+  return OutOfMemory();
+}
+
+}  // namespace fusion_attention

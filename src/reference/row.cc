@@ -1,0 +1,83 @@
+// Masks, pse, sink and dropout of the reference backend, one score at a time.
+#include "src/reference/row.h"
+
+#include <cmath>
+
+#include "src/dropout/philox.h"
+
+namespace fusion_attention::reference {
+namespace {
+
+int64_t ElementIndex(const ScoreStrides& strides, int64_t batch, int64_t head, int64_t row,
+                     int64_t key) {
+  return batch * strides.batch + head * strides.head + row * strides.row + key * strides.key;
+}
+
+bool Masked(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+            int64_t key) {
+  if (problem.mask.source == MaskSource::kNone) return false;
+  const auto* bytes = static_cast<const uint8_t*>(inputs.atten_mask.data);
+  return bytes[ElementIndex(inputs.atten_mask.strides, at.sequence.batch, at.head, row, key)] != 0;
+}
+
+double Pse(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+           int64_t key) {
+  if (problem.pse.kind == PseKind::kNone) return 0;
+  const PseElement e = PseElementOf(problem, at.sequence, row, key);
+  return Load(inputs.pse.data, inputs.pse.dtype,
+              ElementIndex(inputs.pse.strides, at.sequence.batch, at.head, e.row, e.key));
+}
+
+// A maximum that keeps NaN.
+double Maximum(double a, double b) { return b > a || std::isnan(b) ? b : a; }
+
+}  // namespace
+
+bool HasNoScores(const Problem& problem, const Sequence& sequence) {
+  return sequence.kv_len == 0 || problem.head_dim == 0;
+}
+
+PseElement PseElementOf(const Problem& problem, const Sequence& sequence, int64_t row,
+                        int64_t key) {
+  if (problem.pse.kind == PseKind::kCompressed) return problem.CompressedPse(sequence, row, key);
+  return {.row = problem.pse.rows == 1 ? 0 : row, .key = key};
+}
+
+VisibleRow ScoresOfRow(const Problem& problem, const Inputs& inputs, const HeadIndex& at,
+                       const Matrix& query, const Matrix& key, int64_t row) {
+  const RowIntervals intervals = problem.IntervalsOf(at.sequence);
+  VisibleRow visible;
+  for (int64_t j = intervals.Begin(row); j < intervals.End(row); ++j) {
+    if (Masked(problem, inputs, at, row, j)) continue;
+    const double product = Dot(query.Row(row), key.Row(j), problem.head_dim);
+    const double score = (product + Pse(problem, inputs, at, row, j)) * problem.scale;
+    visible.keys.push_back(j);
+    visible.scores.push_back(score);
+    visible.maximum = Maximum(visible.maximum, score);
+  }
+  if (problem.has_sink) visible.maximum = Maximum(visible.maximum, inputs.sink[at.head]);
+  return visible;
+}
+
+double DropoutFactor(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+                     int64_t key) {
+  const Sequence& s = at.sequence;
+  const int64_t element = s.dropout_begin + (at.head * s.q_len + row) * s.kv_len + key;
+  bool keep = true;
+  switch (problem.dropout) {
+    case DropoutKind::kNone:
+      return 1;
+    case DropoutKind::kDropAll:
+      return 0;
+    case DropoutKind::kPhilox:
+      keep = Keep(inputs.seed, inputs.offset, element,
+                  KeepThresholdOf(problem.dtype, problem.keep_prob));
+      break;
+    case DropoutKind::kExternal:
+      keep = (inputs.dropout_mask[element / 8] >> (element % 8) & 1) != 0;
+      break;
+  }
+  return keep ? 1 / problem.keep_prob : 0;
+}
+
+}  // namespace fusion_attention::reference
