@@ -6,11 +6,10 @@
 #include <string>
 
 #include "fusion_attention/plan.h"
+#include "src/problem/message.h"
 
 namespace fusion_attention {
 namespace {
-
-constexpr size_t kMaxMessage = 400;
 
 std::string Join(const std::vector<std::string>& parts, std::string_view separator) {
   std::string joined;
@@ -19,11 +18,6 @@ std::string Join(const std::vector<std::string>& parts, std::string_view separat
     joined += part;
   }
   return joined;
-}
-
-Status Refuse(StatusCode code, std::string message) {
-  if (message.size() > kMaxMessage) message = message.substr(0, kMaxMessage - 3) + "...";
-  return Status(code, std::move(message));
 }
 
 std::vector<std::string> NamesOf(std::span<const Backend* const> backends) {
@@ -50,18 +44,14 @@ StatusOr<const Backend*> ChooseBackend(std::span<const Backend* const> backends,
     if (reasons.empty()) return backend;
     refusals.push_back(std::string(backend->Name()) + " (" + Join(reasons, "; ") + ")");
   }
+  constexpr std::string_view hint =
+      "Leave it empty to take the first backend that supports the call.";
   if (refusals.empty()) {
-    return Refuse(StatusCode::kInvalidArgument,
-                  "npu_fusion_attention: expected backend to be one of " +
-                      Join(NamesOf(backends), ", ") + ", but got backend=" + std::string(name) +
-                      ". Leave it empty to take the first one that supports the call.");
+    return Broken("backend", "to be one of " + Join(NamesOf(backends), ", "),
+                  {ShowText("backend", name)}, hint);
   }
-  return Refuse(StatusCode::kUnimplemented,
-                "npu_fusion_attention: expected backend to support the call, but got backend=" +
-                    Join(refusals, ", ") +
-                    (name.empty() ? "."
-                                  : ". Leave it empty to take the first one that supports "
-                                    "the call."));
+  return Unsupported("backend", "to support the call",
+                     {ShowText("backend", name), Join(refusals, ", ")}, hint);
 }
 
 }  // namespace fusion_attention
