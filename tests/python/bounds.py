@@ -1,0 +1,69 @@
+"""How far a result may be from the exact one, element by element; nothing is fitted to results.
+
+Let u be the unit roundoff of the arithmetic (2^-24, for float64 inputs 2^-53), s the scaled scores
+that an element depends on, A its sum with every term replaced by its absolute value
+(`Quantity.magnitude`), g the exact value, a the computed one, u_out the unit roundoff of the stored
+type. Then
+
+    |a - g| <= u_out (|g| + A) + subnormal_out / 2 + 16 u (1 + max|s|) A
+
+1. A score is a dot product, times scale. Rounding errors of its terms are of both signs, so it is
+   off by a few u|s|, and exp turns an absolute error of its argument into a relative one of the
+   weight: (few u)(1 + |s|), the 1 for exp itself. The row's maximum is one of the scores, so
+   subtracting it has the same bound, and so has dividing by the sum.
+2. Everything after the weights is sums of products. A product of n factors, each off by few u, is
+   off by (few u) of its absolute value; a sum of such terms is off by (few u) A plus the rounding
+   of partial sums, which are not larger than A. 16 is for 'few' in all levels together; blocked
+   sums keep the number of levels small.
+3. Storing rounds once: u_out of the computed value, whose size is at most |g| + A, or half the
+smallest subnormal.
+4. A weight under the smallest normal number may be flushed to zero. `magnitude` counts each visible
+   weight p as p + smallest / (16 u), so that 16 u A covers that loss too.
+5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient of bounds is computed
+   from that same attention_in, so its rounding is no error. softmax_max and softmax_sum are stored
+   in float32 whatever the inputs' type; a gradient starts from them, which is a relative error of
+   2^-24 (1 + max|s|) of each weight: for gradients u is never below 2^-24.
+6. softmax_max is a score: A is its dot product of absolute values (and there is no exp: its max|s|
+   counts as 0). softmax_sum is a sum of positive terms: A = g.
+
+Where A = 0 nothing was added up, so the result must be exact: rows that see no key, keys that no
+row sees, tokens past the last sequence, scale = 0.
+"""
+
+import torch
+from oracle import Quantity
+
+_UNIT = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+_HALF_SUBNORMAL = {
+    torch.float64: 0.0,
+    torch.float32: 2.0**-150,
+    torch.float16: 2.0**-25,
+    torch.bfloat16: 2.0**-134,
+}
+_GRADIENTS = ("dq", "dk", "dv", "dpse", "dsink")
+
+
+def bound(name: str, exact: Quantity, stored: torch.dtype, inputs: torch.dtype) -> torch.Tensor:
+    """The allowed |a - g| of result `name`, stored as `stored`; `inputs`: dtype of query."""
+    unit = _UNIT[torch.float32] if inputs != torch.float64 or name in _GRADIENTS else _UNIT[inputs]
+    magnitude = exact.magnitude
+    allowed = _UNIT[stored] * (exact.value.abs() + magnitude) + _HALF_SUBNORMAL[stored]
+    allowed = allowed + 16 * unit * (1 + exact.score) * magnitude
+    return torch.where(magnitude == 0, 0.0, allowed)
+
+
+def excess(name: str, actual: torch.Tensor, exact: Quantity, inputs: torch.dtype) -> float:
+    """The largest |a - g| as a fraction of what is allowed there; inf for a NaN."""
+    if actual.shape != exact.value.shape:
+        return torch.inf
+    if actual.numel() == 0:
+        return 0.0
+    error = (actual.double() - exact.value).abs()
+    allowed = bound(name, exact, actual.dtype, inputs)
+    ratio = torch.where(error == 0, 0.0, error / allowed)
+    return ratio.nan_to_num(torch.inf, torch.inf, torch.inf).max().item()
