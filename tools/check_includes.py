@@ -38,7 +38,7 @@ CPP_LAYERS = (
     Layer("src/mask", (API, "src/base")),
     Layer("src/dropout", (API, "src/base")),
     Layer(BACKEND_INTERFACE, (API,)),
-    Layer("src/backend", (API, BACKEND_INTERFACE)),
+    Layer("src/backend", (API, "src/base", "src/problem", BACKEND_INTERFACE)),
     Layer("src/reference", (API, "src/base", "src/mask", "src/dropout", BACKEND_INTERFACE)),
     Layer(
         "src/cpu",
@@ -117,6 +117,12 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
             yield node.lineno, node.module or "", node.level
 
 
+def is_neighbour(file: Path, module: str) -> bool:
+    """Says whether `module` lies beside `file` or beside one of its folders below the root."""
+    folders = [x for x in file.parents if x != ROOT and x.is_relative_to(ROOT)]
+    return any((x / f"{module}{end}").exists() for x in folders for end in ("", ".py"))
+
+
 def python_violations(file: Path) -> Iterator[str]:
     """Yields one line of text for each import of `file` that the graph does not allow."""
     name = file.relative_to(ROOT).as_posix()
@@ -126,7 +132,7 @@ def python_violations(file: Path) -> Iterator[str]:
         return
     for line, module, level in imports(ast.parse(file.read_text(encoding="utf-8"), name)):
         top = module.split(".")[0]
-        neighbour = level > 0 or any((file.parent / f"{top}{x}").exists() for x in ("", ".py"))
+        neighbour = level > 0 or is_neighbour(file, top)
         fine = neighbour or top in STANDARD_PYTHON or top in layer.foreign
         if top == "fusion_attention":
             fine = layer.path == PACKAGE or PACKAGE in layer.may_use

@@ -1,0 +1,219 @@
+"""Measures the operator against this machine's FMA peak and against torch's attention.
+
+Slices of our work, of torch's work and of pure multiply-adds take turns in one process, so a slow
+moment of the machine hits all of them. README.md in this folder says how to read the numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+
+import fusion_attention
+from cases import DIRECTIONS, DTYPE_NAMES, MORE, PROMISED, Case, Direction
+from contestants import Contestant, Inputs, Ours, Torch, verify
+from fma_peak import FmaPeak
+
+ROUNDS_AT_LEAST = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: what was measured, and the seconds and speeds seen."""
+
+    name: str
+    dtype: str
+    direction: Direction
+    threads: int
+    flops: int
+    ours_best: float
+    ours_median: float
+    torch_best: float
+    torch_median: float
+    peak: float  # flop/s of the best peak slice on the same number of threads
+    rounds: int
+
+    @property
+    def key(self) -> str:
+        """What must agree for two results to be compared."""
+        return f"{self.name}, {self.direction}, threads={self.threads}"
+
+    @property
+    def of_peak(self) -> float:
+        """Our best slice as a fraction of the FMA peak."""
+        return self.flops / self.ours_best / self.peak
+
+
+def measure(
+    contestants: tuple[Ours, Torch], direction: Direction, peak: FmaPeak, seconds: float
+) -> Result:
+    """Lets the slices take turns for `seconds`."""
+    torch.set_num_threads(peak.threads)
+    ours, torchs = contestants
+    times: dict[Contestant, list[float]] = {ours: [], torchs: []}
+    best_peak = 0.0
+    for contestant in contestants:
+        contestant.run(direction)
+    end = time.perf_counter() + seconds
+    rounds = 0
+    case = ours.case
+    while rounds < ROUNDS_AT_LEAST or time.perf_counter() < end:
+        for contestant in contestants:
+            begin = time.perf_counter()
+            contestant.run(direction)
+            times[contestant].append(time.perf_counter() - begin)
+            best_peak = max(best_peak, peak.slice())
+        rounds += 1
+    return Result(
+        name=case.name,
+        dtype=DTYPE_NAMES[case.dtype],
+        direction=direction,
+        threads=peak.threads,
+        flops=case.flops(direction),
+        ours_best=min(times[ours]),
+        ours_median=statistics.median(times[ours]),
+        torch_best=min(times[torchs]),
+        torch_median=statistics.median(times[torchs]),
+        peak=best_peak,
+        rounds=rounds,
+    )
+
+
+def colored(value: float, least: float, text: str) -> str:
+    """Green if the promise holds, red if not."""
+    return f"[{'green' if value >= least else 'red'}]{text}[/]"
+
+
+def add_row(table: Table, result: Result, fp32: Result | None) -> None:
+    """Appends one result; `fp32` is the same work in fp32, if measured and another row."""
+    best = result.torch_best / result.ours_best
+    median = result.torch_median / result.ours_median
+    to_fp32 = fp32.ours_best / result.ours_best if fp32 else None
+    table.add_row(
+        result.name,
+        result.direction,
+        str(result.threads),
+        f"{result.ours_best * 1e3:.2f}",
+        f"{result.flops / result.ours_best * 1e-9:.0f}",
+        f"{100 * result.of_peak:.1f} %",
+        f"{result.torch_best * 1e3:.2f}",
+        colored(best, 1, f"{best:.2f}"),
+        colored(median, 1, f"{median:.2f}"),
+        colored(to_fp32, 0.9, f"{to_fp32:.2f}") if to_fp32 else "",
+    )
+
+
+def new_table(title: str) -> Table:
+    """The table without rows."""
+    table = Table(title=title)
+    table.add_column("problem", no_wrap=True)
+    table.add_column("direction")
+    for column in (
+        "threads",
+        "ours, ms",
+        "Gflop/s",
+        "of FMA peak",
+        "torch, ms",
+        "torch / ours\nbest",
+        "torch / ours\nmedian",
+        "our fp32 /\nours",
+    ):
+        table.add_column(column, justify="right")
+    return table
+
+
+def cpu_name() -> str:
+    """The CPU's own name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """What one must know to compare two files of results."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "cpu": cpu_name(),
+        "target": fusion_attention.selected_target(),
+        "torch": torch.__version__,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def summary(results: list[Result]) -> str:
+    """Counts the rows that keep the promise: never slower than torch in fp32."""
+    fp32 = [r for r in results if r.dtype == "fp32"]
+    kept = [r for r in fp32 if r.ours_best <= r.torch_best]
+    slower = [r.key for r in fp32 if r.ours_best > r.torch_best]
+    text = f"fp32: {len(kept)} of {len(fp32)} rows at least as fast as torch"
+    return "\n  slower: ".join([text, *slower])
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="more shapes, layouts, GQA, dropout")
+    parser.add_argument("--filter", default="", help="only problems whose name contains this text")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores (<= 2)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each row")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs the chosen cases, shows the table as it grows, and writes the file."""
+    arguments = parse_arguments()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = arguments.threads or sorted({1, min(2, cores or 1)})
+    cases = [c for c in PROMISED + (MORE if arguments.full else ()) if arguments.filter in c.name]
+    if not cases:
+        raise SystemExit(f"no problem's name contains '{arguments.filter}'")
+    facts = machine()
+    peaks = [FmaPeak(count) for count in threads]
+    title = f"{facts['cpu']}, target {facts['target']}, torch {facts['torch']}, {facts['commit']}"
+    table = new_table(title)
+    results: dict[tuple[Case, Direction, int], Result] = {}
+    total = len(cases) * len(DIRECTIONS) * len(peaks)
+    # Without a terminal, rich assumes 80 columns and would cut the table.
+    console = Console(width=None if os.isatty(1) else 150)
+    with Live(table, console=console, refresh_per_second=4) as live:
+        for case in cases:
+            live.update(Group(table, Spinner("dots", f"checking {case.name}")))
+            inputs = Inputs(case)
+            contestants = (Ours(case, inputs), Torch(case, inputs))
+            verify(case, inputs, contestants[0])
+            for direction in DIRECTIONS:
+                for peak in peaks:
+                    progress = f"{len(results) + 1}/{total} {case.name}, {direction}"
+                    live.update(Group(table, Spinner("dots", progress)))
+                    result = measure(contestants, direction, peak, arguments.seconds)
+                    results[case, direction, peak.threads] = result
+                    fp32 = results.get((case.in_fp32(), direction, peak.threads))
+                    add_row(table, result, None if fp32 is result else fp32)
+        live.update(table)
+    console.print(summary(list(results.values())))
+    if arguments.json:
+        rows = [asdict(result) for result in results.values()]
+        arguments.json.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

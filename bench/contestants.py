@@ -1,0 +1,191 @@
+"""Two ways to compute a case, as users call them: this project's operator and torch's attention.
+
+Both get the same tensors in the layout of the case; `verify` holds ours to torch's in double.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cases import Case, Direction
+from fusion_attention import npu_fusion_attention
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+
+
+class Inputs:
+    """Random query, key, value and output gradient of a case, as [B, N, S, D]."""
+
+    def __init__(self, case: Case) -> None:
+        """Draws the tensors from a fixed seed."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(heads: int, tokens: int) -> Tensor:
+            shape = (case.batch, heads, tokens, case.head_dim)
+            return torch.randn(shape, generator=generator).to(case.dtype)
+
+        self.query = draw(case.q_heads, case.q_len)
+        self.key = draw(case.kv_heads, case.kv_len)
+        self.value = draw(case.kv_heads, case.kv_len)
+        self.dy = draw(case.q_heads, case.q_len)
+
+    def leaves(self, to_layout: Callable[[Tensor], Tensor]) -> Tensors:
+        """Fresh leaf tensors of query, key and value in a layout."""
+        return tuple(
+            to_layout(x).contiguous().requires_grad_() for x in (self.query, self.key, self.value)
+        )
+
+
+def dense_mask(case: Case) -> Tensor | None:
+    """The [Sq, Skv] bool mask of a case, True where a key is visible; None where every key is."""
+    if not case.lengths:
+        if not case.causal:
+            return None
+        ones = torch.ones(case.q_len, case.kv_len, dtype=torch.bool)
+        return ones.tril(case.kv_len - case.q_len)
+    blocks = [torch.ones(n, n, dtype=torch.bool) for n in case.lengths]
+    mask = torch.block_diag(*blocks).bool()
+    return mask.tril() if case.causal else mask
+
+
+class Contestant:
+    """A case made ready to run: call `run` any number of times."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        """Brings the inputs into the layout and runs forward once for the backward graph."""
+        self.case = case
+        self.leaves = inputs.leaves(self.to_layout)
+        self.dy = self.to_layout(inputs.dy).contiguous()
+        self.mask = self.make_mask()
+        self.out = self.attention(*self.leaves)
+
+    def make_mask(self) -> Tensor | None:
+        """The mask in the form that costs this contestant least."""
+        raise NotImplementedError
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The output in the layout of the case, recorded for autograd unless that is off."""
+        raise NotImplementedError
+
+    def to_layout(self, x: Tensor) -> Tensor:
+        """[B, N, S, D] -> the layout of the case."""
+        if self.case.layout == "BNSD":
+            return x
+        x = x.transpose(1, 2)
+        return x.flatten(2) if self.case.layout == "BSH" else x.flatten(0, 1)
+
+    def from_layout(self, x: Tensor) -> Tensor:
+        """The layout of the case -> [B, N, S, D], without a copy."""
+        if self.case.layout == "BNSD":
+            return x
+        if self.case.layout == "BSH":
+            return x.unflatten(2, (-1, self.case.head_dim)).transpose(1, 2)
+        return x.unsqueeze(0).transpose(1, 2)
+
+    def forward(self) -> Tensor:
+        """One forward call, as in inference."""
+        with torch.no_grad():
+            return self.attention(*self.leaves)
+
+    def backward(self) -> Tensors:
+        """The gradients of query, key and value."""
+        return torch.autograd.grad(self.out, self.leaves, self.dy, retain_graph=True)
+
+    def run(self, direction: Direction) -> None:
+        """One slice of work."""
+        self.forward() if direction == "forward" else self.backward()
+
+    def results(self) -> list[Tensor]:
+        """Output and gradients as [B, N, S, D] in double, to compare contestants."""
+        return [self.from_layout(x).double() for x in (self.forward(), *self.backward())]
+
+
+class Ours(Contestant):
+    """npu_fusion_attention."""
+
+    def make_mask(self) -> Tensor | None:
+        """The compressed causal mask, which is never read per tile."""
+        return torch.ones(2048, 2048, dtype=torch.bool).triu(1) if self.case.causal else None
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One call."""
+        ends = list(accumulate(self.case.lengths)) or None
+        return npu_fusion_attention(
+            query,
+            key,
+            value,
+            self.case.q_heads,
+            self.case.layout,
+            atten_mask=self.mask,
+            scale=self.case.head_dim**-0.5,
+            keep_prob=self.case.keep_prob,
+            actual_seq_qlen=ends,
+            actual_seq_kvlen=ends,
+            sparse_mode=3 if self.case.causal else 0,
+        )[0]
+
+
+class Torch(Contestant):
+    """scaled_dot_product_attention on views of the same memory."""
+
+    def make_mask(self) -> Tensor | None:
+        """None where `is_causal` says it, else a dense mask."""
+        return dense_mask(self.case) if self.case.lengths else None
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """One call."""
+        out = F.scaled_dot_product_attention(
+            self.from_layout(query),
+            self.from_layout(key),
+            self.from_layout(value),
+            attn_mask=self.mask,
+            dropout_p=1 - self.case.keep_prob,
+            is_causal=self.case.causal and self.mask is None,
+            enable_gqa=self.case.q_heads != self.case.kv_heads,
+        )
+        return self.to_layout(out)
+
+
+def exact_results(case: Case, inputs: Inputs) -> list[Tensor]:
+    """Output and gradients of torch's attention in double, without dropout."""
+    leaves = [x.double().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
+    out = F.scaled_dot_product_attention(
+        *leaves, attn_mask=dense_mask(case), enable_gqa=case.q_heads != case.kv_heads
+    )
+    gradients = torch.autograd.grad(out, leaves, inputs.dy.double())
+    return [out.detach(), *gradients]
+
+
+def verify(case: Case, inputs: Inputs, ours: Ours) -> None:
+    """Stops the program if our results are wrong: a fast wrong answer is no result.
+
+    Rounding the output costs at most eps/2 of each element; the rest is rounding of sums in fp32.
+    With dropout, torch drops other weights, so there the mean weight of a row is checked instead.
+    """
+    if case.keep_prob < 1:
+        verify_dropout(case, ours)
+        return
+    bound = torch.finfo(case.dtype).eps + 16 * torch.finfo(torch.float32).eps
+    names = ("out", "dq", "dk", "dv")
+    for name, result, exact in zip(names, ours.results(), exact_results(case, inputs), strict=True):
+        error = ((result - exact).square().mean() / exact.square().mean()).sqrt().item()
+        if not error <= bound:
+            raise SystemExit(
+                f"{case.name}: {name} is off by {error:.2e} (rms), allowed {bound:.2e}"
+            )
+
+
+def verify_dropout(case: Case, ours: Ours) -> None:
+    """With all values 1, an output element is the row's kept weight / keep_prob: 1 on average."""
+    query, key, value = ours.leaves
+    with torch.no_grad():
+        weights = ours.from_layout(ours.attention(query, key, torch.ones_like(value)))[..., 0]
+    weights = weights.double().flatten()
+    spread = weights.std() / weights.numel() ** 0.5
+    if not (spread > 0 and abs(weights.mean() - 1) <= 5 * spread):
+        raise SystemExit(f"{case.name}: kept weights average {weights.mean():.5f}, expected 1")
