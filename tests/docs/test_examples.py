@@ -1,4 +1,4 @@
-"""Runs every Python example that the documentation shows, so that no page can promise what is not so.
+"""Runs every Python example that the documentation shows: no page can promise what is not so.
 
 The blocks of one page run in order in one namespace, as a reader would type them. Docstrings are
 doctests.
