@@ -5,13 +5,12 @@ Run by scripts/test in an environment that holds nothing but the wheel, torch an
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import fusion_attention
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     theirs = torch.autograd.grad(expected, (query, key, value), dy)
     for gradient, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, reference)
-    print(f"the wheel works: fusion_attention {fusion_attention.__version__} from {home.parent}")
+    print(f"the wheel works: fusion_attention {version('fusion_attention')} from {home.parent}")
 
 
 if __name__ == "__main__":
