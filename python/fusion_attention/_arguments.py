@@ -1,0 +1,138 @@
+"""Turns what callers pass into what the operators take: plain ints, floats, lists and strided tensors of one device.
+
+Only Python's side of the checks lives here (types, devices, storage formats); the rules of the operator are in the
+compiled library, which every entry calls before it does anything.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+#: What `actual_seq_qlen`, `actual_seq_kvlen` and `prefix` may be: a sequence of integers or a 1-D integer tensor.
+Integers: TypeAlias = Sequence[int] | Tensor | None
+#: The operators' common arguments, in the order of their schemas: eight tensors, then twelve settings.
+Arguments: TypeAlias = tuple[Any, ...]
+
+TENSOR_NAMES = (
+    "query",
+    "key",
+    "value",
+    "pse",
+    "padding_mask",
+    "atten_mask",
+    "sink",
+    "dropout_mask",
+)
+TENSOR_COUNT = len(TENSOR_NAMES)
+_INTEGER_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+
+def fail(name: str, rule: str, got: str, hint: str = "") -> RuntimeError:
+    """Returns the error of a broken rule, in the wording of all errors of this package."""
+    text = f"npu_fusion_attention: expected {name} {rule}, but got {got}."
+    return RuntimeError(f"{text} {hint}" if hint else text)
+
+
+def integer(name: str, value: Any) -> int:
+    """Returns `value` as an int of 64 bits."""
+    if type(value) is not int:
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise fail(name, "to be an integer", f"{name}={value!r:.40}") from None
+    if not -(2**63) <= value < 2**63:
+        raise fail(name, "to fit into 64 bits", f"{name}={value}")
+    return value
+
+
+def number(name: str, value: Any) -> float:
+    """Returns `value` as a float."""
+    if type(value) is float:
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise fail(name, "to be a number", f"{name}={value!r:.40}") from None
+
+
+def string(name: str, value: Any) -> str:
+    """Returns `value`, which must be a str."""
+    if not isinstance(value, str):
+        raise fail(name, "to be a string", f"{name}={value!r:.40}")
+    return value
+
+
+def integers(name: str, values: Integers) -> list[int] | None:
+    """Returns `values` as a list of ints; None when there are none. A tensor is read back once."""
+    if values is None:
+        return None
+    if isinstance(values, Tensor):
+        if values.dim() != 1 or values.dtype not in _INTEGER_DTYPES:
+            shape = list(values.shape)
+            raise fail(
+                name,
+                "to be 1-D and of integers when it is a tensor",
+                f"a {values.dtype} tensor of {shape}",
+            )
+        return values.tolist() or None
+    try:
+        # operator.index refuses floats and takes numpy's integers and one-element tensors.
+        result = [operator.index(value) for value in values]
+    except TypeError:
+        raise fail(name, "to be a sequence of integers", f"{name}={values!r:.60}") from None
+    for index, value in enumerate(result):
+        if not -(2**63) <= value < 2**63:
+            raise fail(name, "to hold integers of 64 bits", f"{name}[{index}]={value}")
+    return result or None
+
+
+def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
+    """Raises unless all tensors that are given are plain strided ones on one device that has a backend."""
+    device = None
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor is None and device is not None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise fail(name, "to be a torch.Tensor", f"{name}={type(tensor).__name__}")
+        if device is None:
+            device = tensor.device
+            if device.type not in ("cpu", "meta"):
+                raise NotImplementedError(
+                    f"npu_fusion_attention: expected {name} on a device that has a backend (cpu), "
+                    f"but got {name} on {device}. Move the tensors with .cpu(), or use the vendor's operator there."
+                )
+        elif tensor.device != device:
+            got = f"{names[0]} on {device} and {name} on {tensor.device}"
+            raise fail(name, f"on the same device as {names[0]}", got)
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            kind = "nested" if tensor.is_nested else str(tensor.layout)
+            raise fail(
+                name,
+                "to be a dense strided tensor",
+                f"a {kind} one",
+                "Use .to_dense() or pad it first.",
+            )
+
+
+def lengths(cumulative: Sequence[int]) -> list[int]:
+    """Returns the lengths that cumulative ones state; trailing zeros are unused sequences of length 0."""
+    return [max(end - begin, 0) for begin, end in zip([0, *cumulative], cumulative, strict=False)]
+
+
+def dropout_numels(arguments: Arguments) -> int:
+    """Returns how many dropout elements a call has: B*N*Sq*Skv, or N times the sum of Sq*Skv over packed sequences.
+
+    The arguments must have passed the operator's checks.
+    """
+    query, key = arguments[0], arguments[1]
+    head_num, input_layout = arguments[8], arguments[9].upper()
+    if input_layout == "TND":
+        pairs = zip(lengths(arguments[16]), lengths(arguments[17]), strict=True)
+        return head_num * sum(q_len * kv_len for q_len, kv_len in pairs)
+    batch_axis, token_axis = {"BSH": (0, 1), "SBH": (1, 0), "BSND": (0, 1), "BNSD": (0, 2)}[
+        input_layout
+    ]
+    return query.shape[batch_axis] * head_num * query.shape[token_axis] * key.shape[token_axis]

@@ -1,0 +1,93 @@
+"""The operator as one differentiable function.
+
+softmax_max and softmax_sum are not differentiable. The gradient itself has no gradient: asking for one raises.
+Arguments are the operators' common ones (`Arguments`), followed by what a class names.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusion_attention import _library
+from fusion_attention._arguments import TENSOR_COUNT, Arguments
+
+_COMMON = 20
+_PSE = 3
+_SINK = 6
+
+
+class _Attention(torch.autograd.Function):
+    """(*arguments, seed, offset) -> (out, softmax_max, softmax_sum)."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _library.forward(*inputs)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        out, softmax_max, softmax_sum = output
+        ctx.mark_non_differentiable(softmax_max, softmax_sum)
+        ctx.set_materialize_grads(False)
+        seed, offset = inputs[_COMMON:]
+        ctx.save_for_backward(*inputs[:TENSOR_COUNT], seed, offset, out, softmax_max, softmax_sum)
+        ctx.settings = inputs[TENSOR_COUNT:_COMMON]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        *tensors, seed, offset, out, softmax_max, softmax_sum = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if dy is None:  # nobody used out
+            dy = torch.zeros_like(out)
+        dq, dk, dv, dpse, dsink = gradient(
+            (*tensors, *ctx.settings),
+            (dy, softmax_max, softmax_sum, out, 0, seed, offset, needs[_PSE], needs[_SINK]),
+        )
+        found = {0: dq, 1: dk, 2: dv, _PSE: dpse, _SINK: dsink}
+        return tuple(found.get(index) if need else None for index, need in enumerate(needs))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        raise NotImplementedError(
+            "npu_fusion_attention: vmap is not implemented. Fold the mapped dimension into the batch dimension instead."
+        )
+
+
+class _Gradient(torch.autograd.Function):
+    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, dpse, dsink), the arguments of `gradient`."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _library.backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError(
+            "npu_fusion_attention: the gradient of the gradient is not implemented. "
+            "Use scaled_dot_product_attention's math backend where double backward is needed."
+        )
+
+    vmap = _Attention.vmap
+
+
+def attention(
+    arguments: Arguments, seed: Tensor | None, offset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (out, softmax_max, softmax_sum)."""
+    if not torch.is_grad_enabled():  # spares what recording costs
+        return _library.forward(*arguments, seed, offset)
+    return _Attention.apply(*arguments, seed, offset)
+
+
+def gradient(arguments: Arguments, rest: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Returns (dq, dk, dv, dpse, dsink); `rest` is what the backward operator takes after the common arguments."""
+    # Gradients are recorded only so that differentiating them raises; compiled graphs refuse that on their own.
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Gradient.apply(*arguments, *rest)
+    return _library.backward(*arguments, *rest)

@@ -1,0 +1,91 @@
+"""Shapes of the operators' results, for meta tensors and for torch.compile, with the same checks as a real call.
+
+The checks run in the compiled library on meta tensors of the shapes seen while tracing, outside the tracing modes: the
+texts are those of a real call, and no guard is added to the graph.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fusion_attention import _library
+from fusion_attention._arguments import TENSOR_COUNT, Arguments
+
+
+def _known(size: int | torch.SymInt) -> int | None:
+    """The value of a size while tracing; None for one that only the run will tell."""
+    return size if isinstance(size, int) else size.node.hint
+
+
+def _check(arguments: Arguments, gradient: tuple[Any, ...] = (None,) * 5) -> None:
+    tensors = (*arguments[:TENSOR_COUNT], *gradient[:4])
+    shapes = [
+        None if tensor is None else [_known(size) for size in tensor.shape] for tensor in tensors
+    ]
+    if any(shape is not None and None in shape for shape in shapes):
+        return  # the real call will check
+    with _disable_current_modes():
+        metas = [
+            None if tensor is None else torch.empty(shape, dtype=tensor.dtype, device="meta")
+            for tensor, shape in zip(tensors, shapes, strict=True)
+        ]
+        _library.check(
+            *metas[:TENSOR_COUNT], *arguments[TENSOR_COUNT:20], *metas[TENSOR_COUNT:], gradient[4]
+        )
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check(arguments)
+    query, key, value = arguments[:3]
+    head_num, layout = arguments[8], arguments[9].upper()
+    if layout in ("BSH", "SBH"):
+        kv_heads = key.shape[2] // (query.shape[2] // head_num)
+        value_dim = value.shape[2] // kv_heads
+        out = query.new_empty(query.shape[0], query.shape[1], head_num * value_dim)
+        batch, tokens = (
+            (query.shape[0], query.shape[1])
+            if layout == "BSH"
+            else (query.shape[1], query.shape[0])
+        )
+        statistics: tuple[Any, ...] = (batch, head_num, tokens, 8)
+    else:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        if layout == "BSND":
+            statistics = (query.shape[0], query.shape[2], query.shape[1], 8)
+        else:
+            statistics = (*query.shape[:-1], 8)
+    softmax_max, softmax_sum = (query.new_empty(statistics, dtype=torch.float32) for _ in range(2))
+    return out, softmax_max, softmax_sum
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check(arguments, arguments[20:25])
+    query, key, value, pse = arguments[:4]
+    sink, (wants_dpse, wants_dsink) = arguments[6], arguments[27:29]
+    return (
+        query.new_empty(query.shape),
+        key.new_empty(key.shape),
+        value.new_empty(value.shape),
+        query.new_empty(pse.shape if wants_dpse and pse is not None else 0),
+        query.new_empty(sink.shape if wants_dsink and sink is not None else 0, dtype=torch.float32),
+    )
+
+
+def _checked(*arguments: Any) -> Tensor:
+    _check(arguments, arguments[20:25])
+    return arguments[0].new_empty(0, dtype=torch.float32)
+
+
+def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    raise NotImplementedError(
+        "npu_fusion_attention: vmap is not implemented. Fold the mapped dimension into the batch dimension instead."
+    )
+
+
+torch.library.register_fake("fusion_attention::forward", _forward)
+torch.library.register_fake("fusion_attention::backward", _backward)
+torch.library.register_fake("fusion_attention::check", _checked)
+for _name in ("forward", "backward", "check"):
+    torch.library.register_vmap(f"fusion_attention::{_name}", _no_vmap)

@@ -1,0 +1,50 @@
+"""Finds and loads the compiled operators, and gives them their Python error types.
+
+The shared library lies in the package's folder and registers `torch.ops.fusion_attention.*`. Nothing here knows what
+the operators mean.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_FILE_NAMES = ("libfusion_attention_torch.so", "libfusion_attention_torch.dylib")
+
+
+def _load() -> None:
+    # An editable install has two folders: the sources, and the one that holds what was compiled.
+    folders = __import__(__package__).__path__
+    candidates = [pathlib.Path(folder) / name for folder in folders for name in _FILE_NAMES]
+    for candidate in candidates:
+        if candidate.is_file():
+            torch.ops.load_library(candidate)
+            return
+    raise ImportError(
+        f"fusion_attention: its compiled operators are missing, looked for {candidates}; reinstall it"
+    )
+
+
+def translated(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps an operator so that its errors have the types that the package documents.
+
+    A library on PyTorch's stable ABI can only throw standard C++ exceptions. A broken rule arrives as RuntimeError
+    already; the two exceptions below were chosen because the bindings keep them apart (torch/adapt.h).
+    """
+
+    def wrapper(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except ValueError as error:
+            raise NotImplementedError(str(error)) from None
+        except MemoryError as error:
+            raise torch.OutOfMemoryError(str(error)) from None
+
+    return wrapper
+
+
+_load()
+forward = translated(torch.ops.fusion_attention.forward.default)
+backward = translated(torch.ops.fusion_attention.backward.default)
+check = translated(torch.ops.fusion_attention.check.default)

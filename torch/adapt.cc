@@ -1,0 +1,243 @@
+// Tensors into specs, views and back into tensors.
+#include "torch/adapt.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace fusion_attention::torch_front_end {
+namespace {
+
+DType DTypeOf(const Tensor& tensor) {
+  int32_t code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  if (code == aoti_torch_dtype_float16()) return DType::kFloat16;
+  if (code == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
+  if (code == aoti_torch_dtype_float32()) return DType::kFloat32;
+  if (code == aoti_torch_dtype_float64()) return DType::kFloat64;
+  if (code == aoti_torch_dtype_bool()) return DType::kBool;
+  if (code == aoti_torch_dtype_uint8()) return DType::kUInt8;
+  return DType::kOther;
+}
+
+int32_t TorchDTypeOf(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return aoti_torch_dtype_float16();
+    case DType::kBFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::kFloat64:
+      return aoti_torch_dtype_float64();
+    default:
+      return aoti_torch_dtype_float32();
+  }
+}
+
+TensorSpec SpecOf(const Tensor& tensor) { return {DTypeOf(tensor), ShapeOf(tensor)}; }
+
+std::optional<TensorSpec> SpecOf(const OptionalTensor& tensor) {
+  if (!tensor) return std::nullopt;
+  return SpecOf(*tensor);
+}
+
+// Strides of a tensor in `layout`, for heads of `dim` channels.
+Strides StridesOf(Layout layout, const Tensor& tensor, int64_t dim) {
+  const auto s = tensor.strides();
+  switch (layout) {
+    case Layout::kBSH:
+      return {.batch = s[0], .head = dim * s[2], .token = s[1], .channel = s[2]};
+    case Layout::kSBH:
+      return {.batch = s[1], .head = dim * s[2], .token = s[0], .channel = s[2]};
+    case Layout::kBNSD:
+      return {.batch = s[0], .head = s[1], .token = s[2], .channel = s[3]};
+    case Layout::kBSND:
+      return {.batch = s[0], .head = s[2], .token = s[1], .channel = s[3]};
+    case Layout::kTND:
+      break;
+  }
+  return {.batch = 0, .head = s[1], .token = s[0], .channel = s[2]};
+}
+
+ScoreStrides ScoreStridesOf(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  // Right-aligned, as broadcasting is: a rank-2 tensor has a row and a key axis only.
+  const auto rank = static_cast<int64_t>(sizes.size());
+  const auto stride = [&](int64_t from_end) -> int64_t {
+    const int64_t axis = rank - from_end;
+    return axis < 0 || sizes[axis] == 1 ? 0 : strides[axis];
+  };
+  return {.batch = stride(4), .head = stride(3), .row = stride(2), .key = stride(1)};
+}
+
+uint64_t Word(const OptionalTensor& tensor) {
+  if (!tensor) return 0;
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(tensor->const_data_ptr()));
+}
+
+// A std::bad_alloc with a text: reaches Python as MemoryError.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(const std::string& message)
+      : message_(std::make_shared<const std::string>(message)) {}
+  const char* what() const noexcept override { return message_->c_str(); }
+
+ private:
+  std::shared_ptr<const std::string> message_;  // copying an exception must not throw
+};
+
+}  // namespace
+
+Arguments Stack::TakeArguments() {
+  // Braces fix the order: members are initialised as they are declared.
+  return Arguments{Take<Tensor>(),         Take<Tensor>(),         Take<Tensor>(),
+                   Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
+                   Take<OptionalTensor>(), Take<OptionalTensor>(), Take<int64_t>(),
+                   Take<std::string>(),    Take<double>(),         Take<double>(),
+                   Take<int64_t>(),        Take<int64_t>(),        Take<int64_t>(),
+                   Take<OptionalInts>(),   Take<OptionalInts>(),   Take<OptionalInts>(),
+                   Take<int64_t>(),        Take<std::string>()};
+}
+
+std::vector<int64_t> ShapeOf(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+Call ToCall(const Arguments& a) {
+  return {.query = SpecOf(a.query),
+          .key = SpecOf(a.key),
+          .value = SpecOf(a.value),
+          .head_num = a.head_num,
+          .input_layout = a.input_layout,
+          .pse = SpecOf(a.pse),
+          .padding_mask = SpecOf(a.padding_mask),
+          .atten_mask = SpecOf(a.atten_mask),
+          .scale = a.scale,
+          .keep_prob = a.keep_prob,
+          .pre_tockens = a.pre_tockens,
+          .next_tockens = a.next_tockens,
+          .inner_precise = a.inner_precise,
+          .prefix = a.prefix,
+          .actual_seq_qlen = a.actual_seq_qlen,
+          .actual_seq_kvlen = a.actual_seq_kvlen,
+          .sparse_mode = a.sparse_mode,
+          .softmax_layout = a.softmax_layout,
+          .sink = SpecOf(a.sink),
+          .dropout_mask = SpecOf(a.dropout_mask),
+          .grad = std::nullopt};
+}
+
+GradCall ToGradCall(const GradTensors& tensors) {
+  return {.dy = SpecOf(*tensors.dy),
+          .softmax_max = SpecOf(*tensors.softmax_max),
+          .softmax_sum = SpecOf(*tensors.softmax_sum),
+          .attention_in = SpecOf(*tensors.attention_in),
+          .numels = tensors.numels};
+}
+
+OptionalTensor Contiguous(const OptionalTensor& tensor) {
+  if (!tensor || tensor->is_contiguous()) return tensor;
+  return torch::stable::contiguous(*tensor);
+}
+
+ConstTensorView View(const Problem& problem, const Tensor& tensor, int64_t dim) {
+  return {tensor.const_data_ptr(), problem.dtype, StridesOf(problem.layout, tensor, dim)};
+}
+
+TensorView MutableView(const Problem& problem, const Tensor& tensor, int64_t dim) {
+  return {tensor.mutable_data_ptr(), problem.dtype, StridesOf(problem.layout, tensor, dim)};
+}
+
+ConstScoreView View(const Tensor& tensor) {
+  return {tensor.const_data_ptr(), DTypeOf(tensor), ScoreStridesOf(tensor)};
+}
+
+ScoreView MutableView(const Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), DTypeOf(tensor), ScoreStridesOf(tensor)};
+}
+
+BoundInputs Bind(const Problem& problem, const Arguments& a, const OptionalTensor& seed,
+                 const OptionalTensor& offset) {
+  BoundInputs bound;
+  // The problem says what is in use: a tensor without axes counts as absent, and a mask may not be
+  // needed.
+  if (problem.has_sink) bound.sink = Contiguous(a.sink);
+  if (problem.dropout == DropoutKind::kExternal) bound.dropout_mask = Contiguous(a.dropout_mask);
+  Inputs& inputs = bound.inputs;
+  inputs.query = View(problem, a.query, problem.head_dim);
+  inputs.key = View(problem, a.key, problem.head_dim);
+  inputs.value = View(problem, a.value, problem.value_dim);
+  if (problem.pse.kind != PseKind::kNone) inputs.pse = View(*a.pse);
+  if (problem.mask.source == MaskSource::kDense) {
+    inputs.atten_mask = View(*a.atten_mask);
+  } else if (!problem.mask.full) {
+    const ConstScoreView mask = View(*a.atten_mask);
+    RaiseUnlessOk(ValidateCompressedMask(problem, static_cast<const uint8_t*>(mask.data),
+                                         mask.strides.row, mask.strides.key));
+  }
+  if (bound.sink) inputs.sink = static_cast<const float*>(bound.sink->const_data_ptr());
+  if (bound.dropout_mask)
+    inputs.dropout_mask = static_cast<const uint8_t*>(bound.dropout_mask->const_data_ptr());
+  inputs.seed = Word(seed);
+  inputs.offset = Word(offset);
+  return bound;
+}
+
+Tensor Allocate(const std::vector<int64_t>& shape, DType dtype, const Tensor& like) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t stride = 1;
+  for (size_t axis = shape.size(); axis-- > 0;) {
+    strides[axis] = stride;
+    stride *= std::max<int64_t>(shape[axis], 1);
+  }
+  int32_t device = 0;
+  int32_t index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  AtenTensorHandle handle = nullptr;
+  if (aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                               TorchDTypeOf(dtype), device, index, &handle) != TORCH_SUCCESS) {
+    Raise({StatusCode::kResourceExhausted, "npu_fusion_attention: could not allocate " +
+                                               std::to_string(stride * SizeOf(dtype)) +
+                                               " bytes for a result."});
+  }
+  return Tensor(handle);
+}
+
+std::vector<int64_t> OutShape(const Problem& p) {
+  switch (p.layout) {
+    case Layout::kBSH:
+      return {p.batch, p.q_len, p.q_heads * p.value_dim};
+    case Layout::kSBH:
+      return {p.q_len, p.batch, p.q_heads * p.value_dim};
+    case Layout::kBNSD:
+      return {p.batch, p.q_heads, p.q_len, p.value_dim};
+    case Layout::kBSND:
+      return {p.batch, p.q_len, p.q_heads, p.value_dim};
+    case Layout::kTND:
+      break;
+  }
+  return {p.q_len, p.q_heads, p.value_dim};
+}
+
+std::vector<int64_t> StatisticsShape(const Problem& p) {
+  if (p.layout == Layout::kTND) return {p.q_len, p.q_heads, 8};
+  return {p.batch, p.q_heads, p.q_len, 8};
+}
+
+void Raise(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kUnimplemented:
+      throw std::domain_error(status.message());
+    case StatusCode::kResourceExhausted:
+      throw OutOfMemory(status.message());
+    default:
+      throw std::runtime_error(status.message());
+  }
+}
+
+}  // namespace fusion_attention::torch_front_end

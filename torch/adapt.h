@@ -1,0 +1,96 @@
+// From the dispatcher's arguments to the core's: the one place where a tensor becomes a TensorSpec
+// and a view. Rules of the operator are not checked here; Validate() does that on the Call that
+// ToCall() states.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fusion_attention/backward.h"
+
+namespace fusion_attention::torch_front_end {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using OptionalInts = std::optional<std::vector<int64_t>>;
+
+// What all operators take, in the order of the schemas in library.cc.
+struct Arguments {
+  Tensor query, key, value;
+  OptionalTensor pse, padding_mask, atten_mask, sink, dropout_mask;
+  int64_t head_num;
+  std::string input_layout;
+  double scale, keep_prob;
+  int64_t pre_tockens, next_tockens, inner_precise;
+  OptionalInts prefix, actual_seq_qlen, actual_seq_kvlen;
+  int64_t sparse_mode;
+  std::string softmax_layout;
+};
+
+// Takes a boxed call's arguments off the dispatcher's stack, one after the other.
+class Stack {
+ public:
+  explicit Stack(StableIValue* values) : next_(values) {}
+  template <typename T>
+  T Take() {
+    return torch::stable::detail::to<T>(*next_++);
+  }
+  Arguments TakeArguments();
+
+ private:
+  StableIValue* next_;
+};
+
+// The gradient's tensors; check() may be asked about a call without them.
+struct GradTensors {
+  OptionalTensor dy, softmax_max, softmax_sum, attention_in;
+  std::optional<int64_t> numels;
+};
+
+Call ToCall(const Arguments& arguments);
+GradCall ToGradCall(const GradTensors& tensors);
+
+// A contiguous copy, or the tensor itself; for the small operands that the core reads through plain
+// pointers.
+OptionalTensor Contiguous(const OptionalTensor& tensor);
+
+// Views of tensors that hold `heads` heads of `dim` channels each in the problem's layout.
+ConstTensorView View(const Problem& problem, const Tensor& tensor, int64_t dim);
+TensorView MutableView(const Problem& problem, const Tensor& tensor, int64_t dim);
+
+// Views of a mask or a pse of rank 2 or 4; axes of extent 1 are broadcast.
+ConstScoreView View(const Tensor& tensor);
+ScoreView MutableView(const Tensor& tensor);
+
+// Everything that both directions read; the tensors behind it must outlive it.
+struct BoundInputs {
+  Inputs inputs;
+  OptionalTensor sink, dropout_mask;  // keep alive what Contiguous() made
+};
+BoundInputs Bind(const Problem& problem, const Arguments& arguments, const OptionalTensor& seed,
+                 const OptionalTensor& offset);
+
+// An uninitialised contiguous tensor on `like`'s device. Throws what Raise() throws for
+// kResourceExhausted.
+Tensor Allocate(const std::vector<int64_t>& shape, DType dtype, const Tensor& like);
+
+// The shapes of attention_out and of the statistics.
+std::vector<int64_t> OutShape(const Problem& problem);
+std::vector<int64_t> StatisticsShape(const Problem& problem);
+std::vector<int64_t> ShapeOf(const Tensor& tensor);
+
+// Throws `status` so that Python sees its text alone: RuntimeError for a broken rule; ValueError
+// for kUnimplemented and MemoryError for kResourceExhausted, which the Python package turns into
+// NotImplementedError and torch.OutOfMemoryError. The stable ABI has no exception types of its own;
+// these are the ones that PyTorch's bindings tell apart.
+[[noreturn]] void Raise(const Status& status);
+inline void RaiseUnlessOk(const Status& status) {
+  if (!status.ok()) Raise(status);
+}
+
+}  // namespace fusion_attention::torch_front_end

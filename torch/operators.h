@@ -1,0 +1,18 @@
+// The operators in the dispatcher's boxed form. library.cc registers them under the schemas that
+// name their arguments.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace fusion_attention::torch_front_end {
+
+// (out, softmax_max, softmax_sum)
+void Forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+// (dq, dk, dv, dpse, dsink); what was not asked for is an empty tensor
+void Backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+// Every check of the two, reading no data but a few elements of a compressed mask, and none of that
+// on meta tensors. Returns an empty tensor, so that a graph can order what comes after the checks
+// behind them.
+void Check(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+
+}  // namespace fusion_attention::torch_front_end
