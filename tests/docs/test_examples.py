@@ -9,7 +9,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
-import pkgutil
 import re
 from pathlib import Path
 from types import ModuleType
@@ -59,8 +58,10 @@ def test_the_readme_has_an_example() -> None:
 
 def modules() -> list[ModuleType]:
     """The package and every module in it."""
-    found = pkgutil.walk_packages(fusion_attention.__path__, "fusion_attention.")
-    return [fusion_attention, *(importlib.import_module(info.name) for info in found)]
+    home = Path(fusion_attention.__file__).parent
+    files = sorted(path.relative_to(home.parent) for path in home.rglob("*.py"))
+    names = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in files]
+    return [importlib.import_module(name) for name in names]
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda module: module.__name__)
