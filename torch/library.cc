@@ -15,6 +15,10 @@
   "actual_seq_kvlen, "                                                                       \
   "int sparse_mode, str softmax_layout"
 
+#define FUSION_ATTENTION_CHECKED \
+  FUSION_ATTENTION_ARGUMENTS     \
+      ", Tensor? dy, Tensor? softmax_max, Tensor? softmax_sum, Tensor? attention_in, int? numels"
+
 STABLE_TORCH_LIBRARY(fusion_attention, library) {
   library.def(
       "forward(" FUSION_ATTENTION_ARGUMENTS
@@ -24,17 +28,18 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
               "numels, Tensor? seed, "
               "Tensor? offset, bool wants_dpse, bool wants_dsink) "
               "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dpse, Tensor dsink)");
-  library.def("check(" FUSION_ATTENTION_ARGUMENTS
-              ", Tensor? dy, Tensor? softmax_max, Tensor? softmax_sum, Tensor? attention_in, int? "
-              "numels) -> Tensor");
+  library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
+  library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
   library.impl("forward", &fusion_attention::torch_front_end::Forward);
   library.impl("backward", &fusion_attention::torch_front_end::Backward);
+  library.impl("check", &fusion_attention::torch_front_end::Check);
 }
 
-// On any device, meta tensors included: shapes are enough.
+// For the package's shape inference, which calls it with meta tensors: the Meta kernels of the
+// others are that inference.
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CompositeExplicitAutograd, library) {
-  library.impl("check", &fusion_attention::torch_front_end::Check);
+  library.impl("check_shapes", &fusion_attention::torch_front_end::Check);
 }

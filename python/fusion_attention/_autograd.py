@@ -17,46 +17,70 @@ _PSE = 3
 _SINK = 6
 
 
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _library.forward(*inputs)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    out, softmax_max, softmax_sum = output
+    ctx.mark_non_differentiable(softmax_max, softmax_sum)
+    ctx.set_materialize_grads(False)
+    seed, offset = inputs[_COMMON:]
+    ctx.save_for_backward(*inputs[:TENSOR_COUNT], seed, offset, out, softmax_max, softmax_sum)
+    ctx.settings = inputs[TENSOR_COUNT:_COMMON]
+
+
+def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    *tensors, seed, offset, out, softmax_max, softmax_sum = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if dy is None:  # nobody used out
+        dy = torch.zeros_like(out)
+    dq, dk, dv, dpse, dsink = gradient(
+        (*tensors, *ctx.settings),
+        (dy, softmax_max, softmax_sum, out, 0, seed, offset, needs[_PSE], needs[_SINK]),
+    )
+    found = {0: dq, 1: dk, 2: dv, _PSE: dpse, _SINK: dsink}
+    return tuple(found.get(index) if need else None for index, need in enumerate(needs))
+
+
+def _no_second_gradient(ctx: Any, *_: Any) -> Any:
+    raise NotImplementedError(
+        "npu_fusion_attention: the gradient of the gradient is not implemented. "
+        "Use scaled_dot_product_attention's math backend where double backward is needed."
+    )
+
+
+def no_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
+    """Refuses to be mapped; the signature is that of vmap rules."""
+    raise NotImplementedError(
+        "npu_fusion_attention: vmap is not implemented. "
+        "Fold the mapped dimension into the batch dimension instead."
+    )
+
+
 class _Attention(torch.autograd.Function):
     """(*arguments, seed, offset) -> (out, softmax_max, softmax_sum)."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _library.forward(*inputs)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        output = _library.forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
 
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        out, softmax_max, softmax_sum = output
-        ctx.mark_non_differentiable(softmax_max, softmax_sum)
-        ctx.set_materialize_grads(False)
-        seed, offset = inputs[_COMMON:]
-        ctx.save_for_backward(*inputs[:TENSOR_COUNT], seed, offset, out, softmax_max, softmax_sum)
-        ctx.settings = inputs[TENSOR_COUNT:_COMMON]
+    backward = staticmethod(_differentiate)
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        *tensors, seed, offset, out, softmax_max, softmax_sum = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        if dy is None:  # nobody used out
-            dy = torch.zeros_like(out)
-        dq, dk, dv, dpse, dsink = gradient(
-            (*tensors, *ctx.settings),
-            (dy, softmax_max, softmax_sum, out, 0, seed, offset, needs[_PSE], needs[_SINK]),
-        )
-        found = {0: dq, 1: dk, 2: dv, _PSE: dpse, _SINK: dsink}
-        return tuple(found.get(index) if need else None for index, need in enumerate(needs))
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        raise NotImplementedError(
-            "npu_fusion_attention: vmap is not implemented. Fold the mapped dimension into the batch dimension instead."
-        )
+class _TransformableAttention(torch.autograd.Function):
+    """The same for torch.func's transforms, which ask for a form that costs 30 us more a call."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_differentiate)
+    vmap = staticmethod(no_vmap)
 
 
 class _Gradient(torch.autograd.Function):
-    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, dpse, dsink), the arguments of `gradient`."""
+    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, dpse, dsink), as `gradient` takes them."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -66,14 +90,8 @@ class _Gradient(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.set_materialize_grads(False)
 
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError(
-            "npu_fusion_attention: the gradient of the gradient is not implemented. "
-            "Use scaled_dot_product_attention's math backend where double backward is needed."
-        )
-
-    vmap = _Attention.vmap
+    backward = staticmethod(_no_second_gradient)
+    vmap = staticmethod(no_vmap)
 
 
 def attention(
@@ -82,12 +100,14 @@ def attention(
     """Returns (out, softmax_max, softmax_sum)."""
     if not torch.is_grad_enabled():  # spares what recording costs
         return _library.forward(*arguments, seed, offset)
+    if torch._C._are_functorch_transforms_active():
+        return _TransformableAttention.apply(*arguments, seed, offset)
     return _Attention.apply(*arguments, seed, offset)
 
 
 def gradient(arguments: Arguments, rest: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Returns (dq, dk, dv, dpse, dsink); `rest` is what the backward operator takes after the common arguments."""
-    # Gradients are recorded only so that differentiating them raises; compiled graphs refuse that on their own.
+    """Returns (dq, dk, dv, dpse, dsink); `rest` is what backward takes after the common ones."""
+    # Recorded only so that differentiating them raises; compiled graphs refuse that on their own.
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _Gradient.apply(*arguments, *rest)
     return _library.backward(*arguments, *rest)

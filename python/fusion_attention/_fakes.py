@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from fusion_attention import _library
 from fusion_attention._arguments import TENSOR_COUNT, Arguments
+from fusion_attention._autograd import no_vmap
 
 
 def _known(size: int | torch.SymInt) -> int | None:
@@ -31,7 +32,7 @@ def _check(arguments: Arguments, gradient: tuple[Any, ...] = (None,) * 5) -> Non
             None if tensor is None else torch.empty(shape, dtype=tensor.dtype, device="meta")
             for tensor, shape in zip(tensors, shapes, strict=True)
         ]
-        _library.check(
+        _library.check_shapes(
             *metas[:TENSOR_COUNT], *arguments[TENSOR_COUNT:20], *metas[TENSOR_COUNT:], gradient[4]
         )
 
@@ -78,14 +79,8 @@ def _checked(*arguments: Any) -> Tensor:
     return arguments[0].new_empty(0, dtype=torch.float32)
 
 
-def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    raise NotImplementedError(
-        "npu_fusion_attention: vmap is not implemented. Fold the mapped dimension into the batch dimension instead."
-    )
-
-
 torch.library.register_fake("fusion_attention::forward", _forward)
 torch.library.register_fake("fusion_attention::backward", _backward)
 torch.library.register_fake("fusion_attention::check", _checked)
 for _name in ("forward", "backward", "check"):
-    torch.library.register_vmap(f"fusion_attention::{_name}", _no_vmap)
+    torch.library.register_vmap(f"fusion_attention::{_name}", no_vmap)
