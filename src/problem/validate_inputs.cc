@@ -15,8 +15,10 @@ constexpr int64_t kCompressedPseRows = 1024;
 bool IsCausal(const Draft& draft) {
   const MaskSpec& mask = draft.problem.mask;
   if (mask.full) return false;
-  return mask.sparse_mode == 2 || mask.sparse_mode == 3 ||
-         (mask.sparse_mode == 0 && mask.pre_tockens >= draft.longest_q && mask.next_tockens == 0);
+  if (mask.sparse_mode == 2 || mask.sparse_mode == 3) return true;
+  // The device knows a causal band by its tokens; in dense layouts only that of mode 0.
+  const bool has_tokens = mask.sparse_mode == 0 || (mask.sparse_mode == 4 && draft.packed());
+  return has_tokens && mask.pre_tockens >= draft.longest_q && mask.next_tockens == 0;
 }
 
 // What a compressed pse needs: it holds the last 1024 rows of a bias that depends on i - j alone.
@@ -32,11 +34,11 @@ Status CheckCompressedPse(const Call& call, Draft& draft) {
         "It holds the last 1024 rows of a square bias; pass [B, N, Sq, Skv] instead.");
   }
   if (!IsCausal(draft)) {
-    return Broken(
-        "pse", "of 1024 rows to come with a causal atten_mask",
-        {problem.mask.full ? "atten_mask=None" : ShowInt("sparse_mode", call.sparse_mode),
-         ShowPre(call), ShowNext(call), ShowShape("pse", *call.pse)},
-        "Causal is sparse_mode 2 or 3, or 0 with pre_tockens >= Sq and next_tockens = 0.");
+    return Broken("pse", "of 1024 rows to come with a causal atten_mask",
+                  {problem.mask.full ? "atten_mask=None" : ShowInt("sparse_mode", call.sparse_mode),
+                   ShowPre(call), ShowNext(call), ShowShape("pse", *call.pse)},
+                  "Causal is sparse_mode 2, 3, or 0 (TND: or 4) with pre_tockens >= Sq and "
+                  "next_tockens = 0.");
   }
   return Status();
 }
