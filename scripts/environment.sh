@@ -1,5 +1,7 @@
 # Sourced by every script here: where things are, how many jobs fit this machine, how progress is printed.
 # It installs and builds nothing.
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # the variables are for the scripts that source this
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
