@@ -61,11 +61,13 @@ STANDARD_PYTHON = frozenset(sys.stdlib_module_names)
 # The package needs torch and nothing else at run time.
 PYTHON_LAYERS = (
     Layer(PACKAGE, (), ("torch",)),
-    Layer("tests", (PACKAGE,), ("torch", "numpy", "pytest", "hypothesis")),
+    Layer("tests", (PACKAGE, "tools"), ("torch", "numpy", "pytest", "hypothesis", "PIL")),
     Layer("examples", (PACKAGE,), ("torch", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),
-    Layer("tools", (PACKAGE,), ("torch", "matplotlib")),
+    Layer("tools", (PACKAGE,), ("torch", "numpy", "matplotlib", "PIL")),
 )
+
+FOREIGN_NAMES = {"hwy/": "Highway", "torch/": "PyTorch"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
 STANDARD_CPP = re.compile(r"[a-z_]+|(?:sys|pthread|unistd|signal)\S*\.h")
@@ -117,9 +119,10 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
             yield node.lineno, node.module or "", node.level
 
 
-def is_neighbour(file: Path, module: str) -> bool:
-    """Says whether `module` lies beside `file` or beside one of its folders below the root."""
+def is_neighbour(file: Path, module: str, layer: Layer) -> bool:
+    """Says whether `module` lies beside `file` or one of its folders, or in a layer it uses."""
     folders = [x for x in file.parents if x != ROOT and x.is_relative_to(ROOT)]
+    folders += [ROOT / x for x in layer.may_use if x != PACKAGE]
     return any((x / f"{module}{end}").exists() for x in folders for end in ("", ".py"))
 
 
@@ -132,7 +135,7 @@ def python_violations(file: Path) -> Iterator[str]:
         return
     for line, module, level in imports(ast.parse(file.read_text(encoding="utf-8"), name)):
         top = module.split(".")[0]
-        neighbour = level > 0 or is_neighbour(file, top)
+        neighbour = level > 0 or is_neighbour(file, top, layer)
         fine = neighbour or top in STANDARD_PYTHON or top in layer.foreign
         if top == "fusion_attention":
             fine = layer.path == PACKAGE or PACKAGE in layer.may_use
@@ -140,13 +143,17 @@ def python_violations(file: Path) -> Iterator[str]:
             yield f"{name}:{line}: {layer.path} may not import {module}"
 
 
-def draw() -> None:
-    """Prints the graph as a Mermaid flow chart."""
-    print("flowchart BT")
-    for layer in CPP_LAYERS:
-        for used in (*layer.may_use, *layer.foreign):
-            print(f"  {layer.path} --> {used.rstrip('/')}")
-    print(f"  {PACKAGE} --> torch")
+def drawing() -> str:
+    """Returns the graph of the library itself as a Mermaid flow chart: arrows mean `may use`."""
+    shown = [x for x in CPP_LAYERS if x.path.startswith(("include/", "src/"))]
+    shown += [x for x in CPP_LAYERS if x.path == "torch"]
+    edges = [(x.path, used) for x in shown for used in x.may_use]
+    edges += [(x.path, FOREIGN_NAMES[used]) for x in shown for used in x.foreign]
+    edges += [(PACKAGE, "torch"), (PACKAGE, FOREIGN_NAMES["torch/"])]
+    names = list(dict.fromkeys(name for edge in edges for name in edge))
+    lines = [f'  n{i}["{name}"]' for i, name in enumerate(names)]
+    lines += [f"  n{names.index(user)} --> n{names.index(used)}" for user, used in edges]
+    return "\n".join(["flowchart TD", *lines])
 
 
 def main() -> int:
@@ -154,7 +161,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draw", action="store_true", help="print the allowed graph as Mermaid")
     if parser.parse_args().draw:
-        draw()
+        print(drawing())
         return 0
     violations: list[str] = []
     for folder in ("include", "src", "torch", "tests", "bench", "examples"):
