@@ -208,7 +208,7 @@ def main() -> None:
                     fp32 = results.get((case.in_fp32(), direction, peak.threads))
                     add_row(table, result, None if fp32 is result else fp32)
         live.update(table)
-    console.print(summary(list(results.values())))
+    console.print(f"\n{summary(list(results.values()))}")
     if arguments.json:
         rows = [asdict(result) for result in results.values()]
         arguments.json.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")

@@ -61,7 +61,11 @@ STANDARD_PYTHON = frozenset(sys.stdlib_module_names)
 # The package needs torch and nothing else at run time.
 PYTHON_LAYERS = (
     Layer(PACKAGE, (), ("torch",)),
-    Layer("tests", (PACKAGE, "tools"), ("torch", "numpy", "pytest", "hypothesis", "PIL")),
+    Layer(
+        "tests",
+        (PACKAGE, "tools", "examples", "bench"),
+        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich"),
+    ),
     Layer("examples", (PACKAGE,), ("torch", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),
     Layer("tools", (PACKAGE,), ("torch", "numpy", "matplotlib", "PIL")),
