@@ -22,7 +22,8 @@ struct GradCall {
   TensorSpec softmax_max;
   TensorSpec softmax_sum;
   TensorSpec attention_in;
-  std::optional<int64_t> numels;  // absent, 0, or the number of dropout elements of the forward call
+  std::optional<int64_t>
+      numels;  // absent, 0, or the number of dropout elements of the forward call
 };
 
 struct Call {

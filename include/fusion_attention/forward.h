@@ -10,23 +10,27 @@
 
 namespace fusion_attention {
 
-// What both directions read. Absent tensors have data == nullptr; which ones must be present follows from the plan's problem.
+// What both directions read. Absent tensors have data == nullptr; which ones must be present
+// follows from the plan's problem.
 struct Inputs {
-  ConstTensorView query;               // [B, N, Sq, D] through its strides; dtype of the problem
-  ConstTensorView key;                 // [B, Nkv, Skv, D]
-  ConstTensorView value;               // [B, Nkv, Skv, Dv]
-  ConstScoreView pse;                  // dtype of the problem; row and key index its own extents (1024 rows when compressed)
-  ConstScoreView atten_mask;           // dense masks only: non-zero bytes mask
-  const float* sink = nullptr;         // [N]
-  const uint8_t* dropout_mask = nullptr;  // bit k of byte k / 8 keeps element k; ceil(numels / 8) bytes
-  uint64_t seed = 0;                   // Philox key
-  uint64_t offset = 0;                 // Philox counter, words 2 and 3
+  ConstTensorView query;  // [B, N, Sq, D] through its strides; dtype of the problem
+  ConstTensorView key;    // [B, Nkv, Skv, D]
+  ConstTensorView value;  // [B, Nkv, Skv, Dv]
+  ConstScoreView
+      pse;  // dtype of the problem; row and key index its own extents (1024 rows when compressed)
+  ConstScoreView atten_mask;    // dense masks only: non-zero bytes mask
+  const float* sink = nullptr;  // [N]
+  const uint8_t* dropout_mask =
+      nullptr;          // bit k of byte k / 8 keeps element k; ceil(numels / 8) bytes
+  uint64_t seed = 0;    // Philox key
+  uint64_t offset = 0;  // Philox counter, words 2 and 3
 };
 
 struct ForwardArgs {
   Inputs inputs;
-  TensorView out;               // [B, N, Sq, Dv]; every element is written
-  float* softmax_max = nullptr;  // contiguous, 8 equal values a row; Problem::StatisticsIndex gives the order
+  TensorView out;  // [B, N, Sq, Dv]; every element is written
+  float* softmax_max =
+      nullptr;  // contiguous, 8 equal values a row; Problem::StatisticsIndex gives the order
   float* softmax_sum = nullptr;
 };
 

@@ -1,4 +1,5 @@
-// How a caller lends threads to the operator. The library starts none of its own unless asked for a ThreadPool.
+// How a caller lends threads to the operator. The library starts none of its own unless asked for a
+// ThreadPool.
 #pragma once
 
 #include <functional>
@@ -11,7 +12,8 @@ class ParallelFor {
   virtual ~ParallelFor() = default;
   // How many workers may run at once; at least 1. Results never depend on it.
   virtual int Workers() const = 0;
-  // Calls work(w) exactly once for each w in [0, workers), on any threads in any order, and returns when all calls have returned.
+  // Calls work(w) exactly once for each w in [0, workers), on any threads in any order, and returns
+  // when all calls have returned.
   virtual void Run(int workers, const std::function<void(int)>& work) = 0;
 };
 
@@ -24,7 +26,8 @@ class SerialFor final : public ParallelFor {
   }
 };
 
-// A small pool for C++ users. Threads that cannot be started are done without. One Run at a time; a child after fork() runs serially.
+// A small pool for C++ users. Threads that cannot be started are done without. One Run at a time; a
+// child after fork() runs serially.
 class ThreadPool final : public ParallelFor {
  public:
   explicit ThreadPool(int threads);  // clamped to at least 1; the calling thread is one of them

@@ -1,5 +1,6 @@
-// Plan: a validated problem together with the backend that will run it. Creating one is the only step that can refuse a request;
-// a plan can be kept and used again for any tensors of the same shapes.
+// Plan: a validated problem together with the backend that will run it. Creating one is the only
+// step that can refuse a request; a plan can be kept and used again for any tensors of the same
+// shapes.
 #pragma once
 
 #include <memory>
@@ -16,7 +17,8 @@ namespace fusion_attention {
 class Backend;
 
 struct PlanOptions {
-  std::string backend;  // "" takes the first that supports the problem; a name asks for that one and never falls back
+  std::string backend;  // "" takes the first that supports the problem; a name asks for that one
+                        // and never falls back
 };
 
 class Plan {
@@ -36,8 +38,9 @@ class Plan {
 // Names of all backends in order of preference: "cpu", "reference".
 std::vector<std::string> BackendNames();
 
-// SIMD targets that this build has and this CPU can run, best first ("avx512", "avx2", "sse4", "neon", ...), and the one in use:
-// the first, or the one that the environment variable FUSION_ATTENTION_TARGET names.
+// SIMD targets that this build has and this CPU can run, best first ("avx512", "avx2", "sse4",
+// "neon", ...), and the one in use: the first, or the one that the environment variable
+// FUSION_ATTENTION_TARGET names.
 std::vector<std::string> TargetNames();
 StatusOr<std::string> SelectedTarget();
 

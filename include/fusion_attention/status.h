@@ -1,4 +1,5 @@
-// Status and StatusOr: how the core reports that a request cannot be served. The core never prints, aborts or throws.
+// Status and StatusOr: how the core reports that a request cannot be served. The core never prints,
+// aborts or throws.
 #pragma once
 
 #include <cassert>
@@ -22,7 +23,8 @@ class [[nodiscard]] Status {
 
   bool ok() const { return code_ == StatusCode::kOk; }
   StatusCode code() const { return code_; }
-  // The whole text for the user: "npu_fusion_attention: expected <param> <rule>, but got <value>. <hint>"
+  // The whole text for the user: "npu_fusion_attention: expected <param> <rule>, but got <value>.
+  // <hint>"
   const std::string& message() const { return message_; }
 
  private:
@@ -34,8 +36,10 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] StatusOr {
  public:
-  StatusOr(Status status) : status_(std::move(status)) { assert(!status_.ok()); }  // NOLINT: implicit
-  StatusOr(T value) : value_(std::move(value)) {}                                  // NOLINT: implicit
+  StatusOr(Status status) : status_(std::move(status)) {
+    assert(!status_.ok());
+  }                                                // NOLINT: implicit
+  StatusOr(T value) : value_(std::move(value)) {}  // NOLINT: implicit
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }

@@ -1,4 +1,5 @@
-// Views of the caller's tensors: a pointer and strides. A layout is nothing but strides, so below this line nobody knows layouts.
+// Views of the caller's tensors: a pointer and strides. A layout is nothing but strides, so below
+// this line nobody knows layouts.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,8 @@
 
 namespace fusion_attention {
 
-// Strides in elements for index (batch, head, token, channel). Any value is legal, 0 and negative included.
-// TND has batch = 0: a sequence enters through its first token.
+// Strides in elements for index (batch, head, token, channel). Any value is legal, 0 and negative
+// included. TND has batch = 0: a sequence enters through its first token.
 struct Strides {
   int64_t batch = 0;
   int64_t head = 0;
@@ -26,7 +27,8 @@ struct BasicTensorView {
 using TensorView = BasicTensorView<void>;             // written by the operator
 using ConstTensorView = BasicTensorView<const void>;  // read by the operator
 
-// Strides in elements for index (batch, head, row, key) of a mask or a pse; broadcast axes have stride 0.
+// Strides in elements for index (batch, head, row, key) of a mask or a pse; broadcast axes have
+// stride 0.
 struct ScoreStrides {
   int64_t batch = 0;
   int64_t head = 0;
@@ -43,7 +45,8 @@ struct BasicScoreView {
 using ScoreView = BasicScoreView<void>;
 using ConstScoreView = BasicScoreView<const void>;
 
-// Element strides of a contiguous tensor of `layout` with `heads` heads of `dim` channels and, in dense layouts, `tokens` tokens in `batch`.
+// Element strides of a contiguous tensor of `layout` with `heads` heads of `dim` channels and, in
+// dense layouts, `tokens` tokens in `batch`.
 Strides ContiguousStrides(Layout layout, int64_t batch, int64_t heads, int64_t tokens, int64_t dim);
 
 }  // namespace fusion_attention

@@ -1,5 +1,8 @@
-// The CPU backend: tiled, online softmax, SIMD with run-time dispatch.
+// The CPU backend: tiled, online softmax, SIMD with run-time dispatch, on lent threads.
 #include "src/backend/backend.h"
+
+#include "src/cpu/passes.h"
+#include "src/cpu/targets.h"
 
 namespace fusion_attention {
 namespace {
@@ -7,12 +10,23 @@ namespace {
 class Cpu final : public Backend {
  public:
   std::string_view Name() const override { return "cpu"; }
-  std::vector<std::string> UnsupportedReasons(const Problem&) const override { return {"the kernels are being built"}; }
-  Status Forward(const Problem&, const ForwardArgs&, ParallelFor&) const override {
-    return Status(StatusCode::kUnimplemented, "npu_fusion_attention: no kernels");
+
+  std::vector<std::string> UnsupportedReasons(const Problem&) const override {
+    const auto& kernels = cpu::SelectedKernels();
+    if (kernels.ok()) return {};
+    return {kernels.status().message()};
   }
-  Status Backward(const Problem&, const BackwardArgs&, ParallelFor&) const override {
-    return Status(StatusCode::kUnimplemented, "npu_fusion_attention: no kernels");
+
+  Status Forward(const Problem& problem, const ForwardArgs& args,
+                 ParallelFor& threads) const override {
+    const auto& kernels = cpu::SelectedKernels();
+    return kernels.ok() ? cpu::RunForward(problem, args, threads, *kernels) : kernels.status();
+  }
+
+  Status Backward(const Problem& problem, const BackwardArgs& args,
+                  ParallelFor& threads) const override {
+    const auto& kernels = cpu::SelectedKernels();
+    return kernels.ok() ? cpu::RunBackward(problem, args, threads, *kernels) : kernels.status();
   }
 };
 

@@ -1,0 +1,229 @@
+// The backward pass on one cell: a range of query rows of one head against a range of keys. Five
+// products per tile (FlashAttention-2, Dao 2023, algorithm 2): S = Q K^T and dP = dO V^T again,
+// then dV += P^T dO, dK += dS^T Q, dQ += dS K.
+//
+// A cell adds each tile's contribution to dQ, dK and dV on its own, in ascending order of keys (dQ)
+// and of heads and rows (dK, dV). So the bits of a gradient do not depend on how a head is cut into
+// cells, only on the order of the cells of one row or one column.
+#pragma once
+
+#include <cmath>
+
+#include "fusion_attention/backward.h"
+#include "src/cpu/dpse.h"
+#include "src/cpu/job.h"
+#include "src/cpu/scratch.h"
+
+namespace fusion_attention::cpu {
+
+// Which part of the problem a cell is.
+struct Cell {
+  Sequence sequence;
+  int64_t head;
+  Span rows;
+  Span keys;
+  bool first_keys;  // no earlier cell has added to these rows of dQ,
+  bool last_keys;   // no later one will
+};
+
+template <typename T>
+struct CellScratch {
+  CellScratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
+    const int64_t padded_keys = job.tile_keys + 8;
+    const int64_t rows = blocks * job.rows;
+    key = arena.Take<T>(padded_keys * job.key_ld);
+    value = arena.Take<T>(padded_keys * job.value_ld);
+    p = arena.Take<T>(padded_keys * job.rows);
+    ds = arena.Take<T>(padded_keys * job.rows);
+    q = arena.Take<T>(rows * job.key_ld);
+    dy = arena.Take<T>(rows * job.value_ld);
+    qt = arena.Take<T>(rows * job.key_ld);
+    dyt = arena.Take<T>(rows * job.value_ld);
+    dq = arena.Take<T>(rows * job.key_ld);
+    out = arena.Take<T>(job.rows * job.value_ld);
+    lse = arena.Take<T>(rows);
+    delta = arena.Take<T>(rows);
+    scale = arena.Take<T>(job.rows);
+    finite = arena.Take<bool>(blocks);
+  }
+  TileScratch<T> tile;
+  T *key, *value, *p, *ds;    // one tile
+  T *q, *dy, *qt, *dyt, *dq;  // the cell's rows: natural, transposed by block, and the gradient
+  T *out, *lse, *delta, *scale;
+  bool* finite;  // per block: no NaN or infinity in q and dy
+};
+
+template <typename T>
+class CellPass {
+ public:
+  // `carry` holds dQ between the cells of a row; the same as args.dq unless that has 16 bits.
+  CellPass(const Job<T>& job, const BackwardArgs& args, const TensorView& carry,
+           const PseGradient<T>& dpse)
+      : job_(job), args_(args), carry_(carry), dpse_(dpse) {}
+
+  // dk and dv: the cell's keys, packed.
+  void Run(const Cell& cell, CellScratch<T>& s, T* dk, T* dv) const {
+    const RowIntervals intervals = job_.problem.IntervalsOf(cell.sequence);
+    Span seen{0, 0};
+    if (cell.rows.size() > 0) {
+      seen = {std::max(cell.keys.begin, intervals.Begin(cell.rows.begin)),
+              std::min(cell.keys.end, intervals.End(cell.rows.end - 1))};
+    }
+    const bool idle = seen.begin >= seen.end || job_.problem.head_dim == 0;
+    if (idle && !cell.first_keys && !cell.last_keys) return;
+    LoadGradient(cell, s);
+    if (!idle) {
+      for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) LoadBlock(cell, b, s);
+      for (int64_t first = seen.begin / job_.tile_keys * job_.tile_keys; first < seen.end;
+           first += job_.tile_keys) {
+        RunKeys(cell, intervals, {first, std::min(first + job_.tile_keys, cell.keys.end)}, s, dk,
+                dv);
+      }
+    }
+    StoreGradient(cell, s);
+  }
+
+ private:
+  void LoadGradient(const Cell& cell, CellScratch<T>& s) const {
+    if (cell.first_keys) {
+      std::fill_n(s.dq, cell.rows.size() * job_.key_ld, T{0});
+    } else {
+      job_.k.pack(RowsAt(AsConst(carry_), cell.sequence.batch, cell.head,
+                         cell.sequence.q_begin + cell.rows.begin),
+                  cell.rows.size(), job_.problem.head_dim, s.dq, job_.key_ld);
+    }
+  }
+
+  void StoreGradient(const Cell& cell, CellScratch<T>& s) const {
+    const TensorView& to = cell.last_keys ? args_.dq : carry_;
+    job_.k.store(
+        s.dq, job_.key_ld, cell.rows.size(), job_.problem.head_dim,
+        cell.last_keys ? job_.scale : T{1},
+        RowsAt(to, cell.sequence.batch, cell.head, cell.sequence.q_begin + cell.rows.begin));
+  }
+
+  static ConstTensorView AsConst(const TensorView& view) {
+    return {view.data, view.dtype, view.strides};
+  }
+
+  Span RowsOfBlock(const Cell& cell, int64_t b) const {
+    const int64_t begin = cell.rows.begin + b * job_.rows;
+    return {begin, std::min(begin + job_.rows, cell.rows.end)};
+  }
+
+  void LoadBlock(const Cell& cell, int64_t b, CellScratch<T>& s) const {
+    const Problem& p = job_.problem;
+    const KernelTable<T>& k = job_.k;
+    const Span rows = RowsOfBlock(cell, b);
+    const int64_t token = cell.sequence.q_begin + rows.begin;
+    const int64_t at = b * job_.rows;
+    T* q = s.q + at * job_.key_ld;
+    T* dy = s.dy + at * job_.value_ld;
+    const bool finite_q = k.pack(RowsAt(args_.inputs.query, cell.sequence.batch, cell.head, token),
+                                 rows.size(), p.head_dim, q, job_.key_ld);
+    const bool finite_dy = k.pack(RowsAt(args_.dy, cell.sequence.batch, cell.head, token),
+                                  rows.size(), p.value_dim, dy, job_.value_ld);
+    s.finite[b] = finite_q && finite_dy;
+    k.transpose(q, job_.key_ld, rows.size(), p.head_dim, job_.sign, s.qt + at * job_.key_ld);
+    k.transpose(dy, job_.value_ld, rows.size(), p.value_dim, T{1}, s.dyt + at * job_.value_ld);
+    k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
+           p.value_dim, s.out, job_.value_ld);
+    k.deltas(s.out, dy, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
+    for (int64_t r = 0; r < rows.size(); ++r) {
+      const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
+      s.lse[at + r] = static_cast<T>(args_.softmax_max[index] +
+                                     std::log(static_cast<double>(args_.softmax_sum[index])));
+    }
+  }
+
+  void RunKeys(const Cell& cell, const RowIntervals& intervals, Span keys, CellScratch<T>& s, T* dk,
+               T* dv) const {
+    const Problem& p = job_.problem;
+    const KernelTable<T>& k = job_.k;
+    const int64_t kv_head = job_.KvHead(cell.head);
+    bool packed = false;
+    bool finite_key = true;
+    for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) {
+      const Span rows = RowsOfBlock(cell, b);
+      const VisibleTile tile = job_.mask.Look(cell.sequence, intervals, cell.head, rows, keys,
+                                              job_.rows, s.tile.visible);
+      if (tile.keys.size() == 0) continue;
+      if (!packed) {
+        const int64_t token = cell.sequence.kv_begin + keys.begin;
+        finite_key = k.pack(RowsAt(args_.inputs.key, cell.sequence.batch, kv_head, token),
+                            keys.size(), p.head_dim, s.key, job_.key_ld);
+        k.pack(RowsAt(args_.inputs.value, cell.sequence.batch, kv_head, token), keys.size(),
+               p.value_dim, s.value, job_.value_ld);
+        packed = true;
+      }
+      ScoreStage(cell, intervals, rows, b, tile, keys, s);
+      const int64_t from_cell = tile.keys.begin - cell.keys.begin;
+      GradientStage(rows.size(), b, tile, s.key + (tile.keys.begin - keys.begin) * job_.key_ld,
+                    finite_key, s, dk + from_cell * job_.key_ld, dv + from_cell * job_.value_ld);
+    }
+  }
+
+  // p = dropped probabilities and ds = gradients of the scaled scores, for one tile.
+  void ScoreStage(const Cell& cell, const RowIntervals& intervals, Span rows, int64_t b,
+                  const VisibleTile& tile, Span keys, CellScratch<T>& s) const {
+    const Problem& p = job_.problem;
+    const KernelTable<T>& k = job_.k;
+    const int64_t at = b * job_.rows;
+    const int64_t count = tile.keys.size();
+    const int64_t skip = tile.keys.begin - keys.begin;
+    const int64_t vectors = (rows.size() + k.lanes - 1) / k.lanes;
+    const BitWord* visible = tile.partial ? s.tile.visible : nullptr;
+    k.scores(s.qt + at * job_.key_ld, s.key + skip * job_.key_ld, job_.key_ld, count, p.head_dim,
+             vectors, s.p, nullptr);
+    if (p.pse.kind != PseKind::kNone) {
+      ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
+      k.add_bias(s.p, s.tile.bias, count, job_.sign, nullptr);
+    }
+    k.probabilities(s.p, count, job_.magnitude, s.lse + at, visible);
+    k.scores(s.dyt + at * job_.value_ld, s.value + skip * job_.value_ld, job_.value_ld, count,
+             p.value_dim, vectors, s.ds, nullptr);
+    const BitWord* keep = nullptr;
+    if (p.dropout != DropoutKind::kNone) {
+      ReadKeep(job_, cell.sequence, cell.head, rows, tile.keys, s.tile);
+      keep = s.tile.keep;
+    }
+    k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep, job_.keep_factor);
+    if (dpse_.wanted()) {
+      std::fill_n(s.scale, job_.rows, job_.scale);
+      dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile, s.scale);
+    }
+  }
+
+  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, const T* key,
+                     bool finite_key, CellScratch<T>& s, T* dk, T* dv) const {
+    const KernelTable<T>& k = job_.k;
+    const int64_t at = b * job_.rows;
+    const int64_t keys = tile.keys.size();
+    const T* q = s.q + at * job_.key_ld;
+    const T* dy = s.dy + at * job_.value_ld;
+    T* dq = s.dq + at * job_.key_ld;
+    const int64_t R = job_.rows;
+    if (tile.partial && !s.finite[b]) {
+      k.gradient_visible(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld,
+                         s.tile.visible, true);
+      k.gradient_visible(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld,
+                         s.tile.visible, true);
+    } else {
+      k.gradient(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld);
+      k.gradient(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld);
+    }
+    if (tile.partial && !finite_key) {
+      k.gradient_visible(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld,
+                         s.tile.visible, false);
+    } else {
+      k.gradient(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld);
+    }
+  }
+
+  const Job<T>& job_;
+  const BackwardArgs& args_;
+  TensorView carry_;
+  const PseGradient<T>& dpse_;
+};
+
+}  // namespace fusion_attention::cpu

@@ -1,0 +1,274 @@
+// Forward pass: FlashAttention's tiling (Dao et al., 2022, algorithm 1; online softmax after
+// Milakov and Gimelshein, 2018). A piece of work is a few blocks of query rows that share one
+// key/value head; it walks over the key tiles that any of its rows sees.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "src/cpu/job.h"
+#include "src/cpu/passes.h"
+#include "src/cpu/scratch.h"
+#include "src/cpu/work.h"
+
+namespace fusion_attention::cpu {
+namespace {
+
+// One block of query rows and the state of its online softmax.
+template <typename T>
+struct RowBlock {
+  int64_t head;
+  Span rows;
+  int64_t vectors;  // SIMD vectors in use
+  T* qt;            // [head_dim][block rows], times the sign of scale
+  T* out;           // [value_dim][block rows]
+  T* m;
+  T* l;
+};
+
+template <typename T>
+class ForwardPass {
+ public:
+  ForwardPass(const Job<T>& job, const ForwardArgs& args, int64_t workers)
+      : job_(job), args_(args) {
+    // Blocks that share packed keys: up to 256 KiB of L2, but never so many that workers go idle.
+    const Problem& p = job.problem;
+    const int64_t block_bytes =
+        job.rows * (job.key_ld + job.value_ld) * static_cast<int64_t>(sizeof(T));
+    per_piece_ = std::clamp<int64_t>((256 << 10) / std::max<int64_t>(block_bytes, 1), 1, 8);
+    const int64_t heads = p.kv_heads;
+    if (p.layout != Layout::kTND) {
+      const int64_t blocks = job.BlocksOf(p.SequenceAt(0)) * p.group();
+      per_piece_ = std::clamp<int64_t>(p.batch * heads * blocks / (4 * workers), 1, per_piece_);
+      pieces_per_head_ = (blocks + per_piece_ - 1) / per_piece_;
+      pieces_ = p.batch * heads * pieces_per_head_;
+      return;
+    }
+    for (int64_t s = 0; s < p.sequences(); ++s) {
+      const int64_t blocks = job.BlocksOf(p.SequenceAt(s)) * p.group();
+      for (int64_t b = 0; b < blocks; b += per_piece_) {
+        for (int64_t h = 0; h < heads; ++h) packed_.push_back({s, h, b});
+      }
+    }
+    // Longest first: the keys that a piece walks over grow with its last row in causal masks and
+    // with the sequence in all.
+    std::stable_sort(packed_.begin(), packed_.end(),
+                     [&](const Piece& a, const Piece& b) { return Cost(a) > Cost(b); });
+    pieces_ = static_cast<int64_t>(packed_.size());
+  }
+
+  int64_t pieces() const { return pieces_; }
+  int64_t ScratchBytes() const {
+    Arena arena;
+    Scratch scratch(arena, job_, per_piece_);
+    return arena.bytes();
+  }
+
+  void Run(std::byte* memory, int64_t index) const {
+    Arena arena(memory);
+    Scratch scratch(arena, job_, per_piece_);
+    const Problem& p = job_.problem;
+    Piece piece;
+    if (p.layout == Layout::kTND) {
+      piece = packed_[static_cast<size_t>(index)];
+    } else {
+      // The last rows first: they see the most keys.
+      const int64_t heads = p.batch * p.kv_heads;
+      const int64_t super = pieces_per_head_ - 1 - index / heads;
+      piece = {index % heads / p.kv_heads, index % p.kv_heads, super * per_piece_};
+    }
+    RunPiece(piece, scratch);
+  }
+
+ private:
+  struct Piece {
+    int64_t sequence;
+    int64_t kv_head;
+    int64_t first_block;  // blocks are numbered row block first, then query head of the group
+  };
+
+  struct Scratch {
+    Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
+      const int64_t padded_keys = job.tile_keys + 8;
+      key = arena.Take<T>(padded_keys * job.key_ld);
+      value = arena.Take<T>(padded_keys * job.value_ld);
+      scores = arena.Take<T>(padded_keys * job.rows);
+      rows = arena.Take<T>(job.rows * std::max(job.key_ld, job.value_ld));
+      tile_max = arena.Take<T>(job.rows);
+      alpha = arena.Take<T>(job.rows);
+      qt = arena.Take<T>(blocks * job.rows * job.key_ld);
+      out = arena.Take<T>(blocks * job.rows * job.value_ld);
+      m = arena.Take<T>(blocks * job.rows);
+      l = arena.Take<T>(blocks * job.rows);
+    }
+    TileScratch<T> tile;
+    T *key, *value, *scores, *rows, *tile_max, *alpha, *qt, *out, *m, *l;
+  };
+
+  int64_t Cost(const Piece& piece) const {
+    const Sequence s = job_.problem.SequenceAt(piece.sequence);
+    const int64_t row =
+        std::min((piece.first_block / job_.problem.group() + 1) * job_.rows, s.q_len) - 1;
+    const RowIntervals intervals = job_.problem.IntervalsOf(s);
+    return intervals.End(row) - intervals.Begin(row);
+  }
+
+  RowBlock<T> StartBlock(const Sequence& s, const Piece& piece, int64_t index,
+                         Scratch& scratch) const {
+    const Problem& p = job_.problem;
+    const int64_t number = piece.first_block + index;
+    const int64_t first = number / p.group() * job_.rows;
+    RowBlock<T> block;
+    block.head = piece.kv_head * p.group() + number % p.group();
+    block.rows = {first, std::min(first + job_.rows, s.q_len)};
+    block.vectors = (block.rows.size() + job_.k.lanes - 1) / job_.k.lanes;
+    block.qt = scratch.qt + index * job_.rows * job_.key_ld;
+    block.out = scratch.out + index * job_.rows * job_.value_ld;
+    block.m = scratch.m + index * job_.rows;
+    block.l = scratch.l + index * job_.rows;
+    job_.k.pack(RowsAt(args_.inputs.query, s.batch, block.head, s.q_begin + first),
+                block.rows.size(), p.head_dim, scratch.rows, job_.key_ld);
+    job_.k.transpose(scratch.rows, job_.key_ld, block.rows.size(), p.head_dim, job_.sign, block.qt);
+    // A sink is a key that every row has seen already, and that has no value.
+    const T sink = p.has_sink ? static_cast<T>(args_.inputs.sink[block.head])
+                              : -std::numeric_limits<T>::infinity();
+    std::fill_n(block.m, job_.rows, sink);
+    std::fill_n(block.l, job_.rows, sink == -std::numeric_limits<T>::infinity() ? T{0} : T{1});
+    std::fill_n(block.out, job_.rows * job_.value_ld, T{0});
+    return block;
+  }
+
+  void RunPiece(const Piece& piece, Scratch& scratch) const {
+    const Problem& p = job_.problem;
+    const KernelTable<T>& k = job_.k;
+    const Sequence s = p.SequenceAt(piece.sequence);
+    const RowIntervals intervals = p.IntervalsOf(s);
+    RowBlock<T> blocks[8];
+    const int64_t count = std::min(per_piece_, job_.BlocksOf(s) * p.group() - piece.first_block);
+    for (int64_t i = 0; i < count; ++i) blocks[i] = StartBlock(s, piece, i, scratch);
+    if (s.kv_len > 0 && p.head_dim > 0) {
+      const Span seen{intervals.Begin(blocks[0].rows.begin),
+                      intervals.End(blocks[count - 1].rows.end - 1)};
+      for (int64_t first = seen.begin / job_.tile_keys * job_.tile_keys; first < seen.end;
+           first += job_.tile_keys) {
+        const Span keys{first, std::min(first + job_.tile_keys, s.kv_len)};
+        bool packed = false;
+        bool finite = true;
+        for (int64_t i = 0; i < count; ++i) {
+          RowBlock<T>& block = blocks[i];
+          const VisibleTile tile = job_.mask.Look(s, intervals, block.head, block.rows, keys,
+                                                  job_.rows, scratch.tile.visible);
+          if (tile.keys.size() == 0) continue;
+          if (!packed) {
+            k.pack(RowsAt(args_.inputs.key, s.batch, piece.kv_head, s.kv_begin + first),
+                   keys.size(), p.head_dim, scratch.key, job_.key_ld);
+            finite = k.pack(RowsAt(args_.inputs.value, s.batch, piece.kv_head, s.kv_begin + first),
+                            keys.size(), p.value_dim, scratch.value, job_.value_ld);
+            packed = true;
+          }
+          const T* key = scratch.key + (tile.keys.begin - first) * job_.key_ld;
+          const T* value = scratch.value + (tile.keys.begin - first) * job_.value_ld;
+          Step(s, intervals, tile, key, value, finite, block, scratch);
+        }
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) Finish(s, blocks[i], scratch);
+  }
+
+  void Step(const Sequence& s, const RowIntervals& intervals, const VisibleTile& tile, const T* key,
+            const T* value, bool finite, RowBlock<T>& block, Scratch& scratch) const {
+    const Problem& p = job_.problem;
+    const KernelTable<T>& k = job_.k;
+    const int64_t keys = tile.keys.size();
+    k.scores(block.qt, key, job_.key_ld, keys, p.head_dim, block.vectors, scratch.scores,
+             scratch.tile_max);
+    if (p.pse.kind != PseKind::kNone) {
+      ReadBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile);
+      k.add_bias(scratch.scores, scratch.tile.bias, keys, job_.sign, scratch.tile_max);
+    }
+    if (tile.partial) k.mask(scratch.scores, scratch.tile.visible, keys, scratch.tile_max);
+    const bool rescale = k.online_softmax(scratch.scores, keys, job_.magnitude, scratch.tile_max,
+                                          block.m, block.l, scratch.alpha);
+    if (p.dropout != DropoutKind::kNone) {
+      ReadKeep(job_, s, block.head, block.rows, tile.keys, scratch.tile);
+      k.drop(scratch.scores, scratch.tile.keep, keys);
+    }
+    const T* alpha = rescale ? scratch.alpha : nullptr;
+    if (tile.partial && !finite) {
+      k.accumulate_visible(scratch.scores, value, job_.value_ld, keys, p.value_dim,
+                           scratch.tile.visible, alpha, block.out);
+    } else {
+      k.accumulate(scratch.scores, value, job_.value_ld, keys, p.value_dim, block.vectors, alpha,
+                   block.out);
+    }
+  }
+
+  void Finish(const Sequence& s, RowBlock<T>& block, Scratch& scratch) const {
+    const Problem& p = job_.problem;
+    const bool empty = s.kv_len == 0 || p.head_dim == 0;
+    T* factor = scratch.alpha;
+    for (int64_t r = 0; r < block.rows.size(); ++r) {
+      const T l = block.l[r];
+      float max = static_cast<float>(block.m[r]);
+      float sum = static_cast<float>(l);
+      if (empty) {
+        max = sum = 0;
+      } else if (l == 0) {
+        max = -FLT_MAX;
+        sum = p.MaskedRowSum(s);
+      } else if (std::isnan(l)) {
+        max = sum;
+      }
+      factor[r] = l == 0 ? T{0} : job_.keep_factor / l;
+      const int64_t at = p.StatisticsIndex(s, block.head, block.rows.begin + r);
+      std::fill_n(args_.softmax_max + at, 8, max);
+      std::fill_n(args_.softmax_sum + at, 8, sum);
+    }
+    job_.k.transpose_back(block.out, block.rows.size(), p.value_dim, factor, scratch.rows,
+                          job_.value_ld);
+    job_.k.store(scratch.rows, job_.value_ld, block.rows.size(), p.value_dim, T{1},
+                 RowsAt(args_.out, s.batch, block.head, s.q_begin + block.rows.begin));
+  }
+
+  const Job<T>& job_;
+  const ForwardArgs& args_;
+  int64_t per_piece_ = 1;
+  int64_t pieces_per_head_ = 0;
+  int64_t pieces_ = 0;
+  std::vector<Piece> packed_;  // TND only
+};
+
+template <typename T>
+Status Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
+           const KernelTable<T>& kernels) {
+  if (problem.sequences() > 0 && problem.q_heads > 0) {
+    const Job<T> job(problem, args.inputs, kernels);
+    const int64_t workers = WorkersFor(problem, threads);
+    const ForwardPass<T> pass(job, args, workers);
+    WorkerScratch scratch(std::clamp<int64_t>(pass.pieces(), 1, workers), pass.ScratchBytes());
+    if (scratch.workers() == 0) return OutOfMemory(scratch.bytes());
+    RunPieces(threads, scratch, pass.pieces(),
+              [&](std::byte* own, int64_t piece) { pass.Run(own, piece); });
+  }
+  if (problem.layout == Layout::kTND) {
+    // Tokens past the last sequence belong to nobody.
+    const int64_t used = UsedTokensOf(problem).q;
+    ZeroTokens(args.out, problem.q_heads, used, problem.q_len, problem.value_dim);
+    const int64_t begin = used * problem.q_heads * 8;
+    const int64_t end = problem.q_len * problem.q_heads * 8;
+    std::fill(args.softmax_max + begin, args.softmax_max + end, 0.0f);
+    std::fill(args.softmax_sum + begin, args.softmax_sum + end, 0.0f);
+  }
+  return Status();
+}
+
+}  // namespace
+
+Status RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
+                  const Kernels& kernels) {
+  if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
+  return Run(problem, args, threads, *kernels.f32);
+}
+
+}  // namespace fusion_attention::cpu

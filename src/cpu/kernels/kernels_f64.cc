@@ -1,0 +1,20 @@
+// The kernels for double arithmetic, once per SIMD target.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "src/cpu/kernels/kernels_f64.cc"
+#include <hwy/foreach_target.h>
+// Highway's header must come first.
+#include "src/cpu/kernels/table-inl.h"
+
+#if HWY_ONCE
+#include "src/cpu/kernels/tables.h"
+
+namespace fusion_attention::cpu {
+
+template <>
+const KernelTable<double>* KernelsOf<double>(int64_t target) {
+  FUSION_ATTENTION_RETURN_TABLE(target, double)
+  return nullptr;
+}
+
+}  // namespace fusion_attention::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,225 @@
+// Between the caller's tensors and packed tiles: pack (any dtype, any strides -> padded rows of the
+// arithmetic type), store (the way back, one rounding to nearest even), and the transposes that put
+// query rows into lanes. The only kernels that know element types.
+#if defined(FUSION_ATTENTION_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FUSION_ATTENTION_ROWS_INL_H_
+#undef FUSION_ATTENTION_ROWS_INL_H_
+#else
+#define FUSION_ATTENTION_ROWS_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstring>
+
+#include "src/cpu/kernels/kernel_table.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fusion_attention::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// The stored form of an element as an unsigned integer, and its conversions to and from vectors.
+struct Float16 {
+  using Bits = uint16_t;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+  }
+  template <class D>
+  static HWY_INLINE void Narrow(D d, hn::Vec<D> v, Bits* p) {
+    const hn::Rebind<hwy::float16_t, D> d16;
+    (void)d;
+    hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+  }
+};
+
+struct BFloat16 {
+  using Bits = uint16_t;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
+    const hn::Rebind<uint16_t, D> d16;
+    const hn::RebindToUnsigned<D> d32;
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+  }
+  // To nearest even by integer arithmetic; NaN keeps its sign and becomes quiet.
+  template <class D>
+  static HWY_INLINE void Narrow(D d, hn::Vec<D> v, Bits* p) {
+    const hn::RebindToUnsigned<D> d32;
+    const hn::RebindToSigned<D> di32;
+    const hn::Rebind<uint16_t, D> d16;
+    const auto bits = hn::BitCast(d32, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
+    const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(d32, 0x7FFFu)));
+    const auto quiet = hn::Or(bits, hn::Set(d32, 0x400000u));
+    const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
+    const auto high = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, high)), d16, p);
+    (void)d;
+  }
+};
+
+template <typename T>
+struct Same {
+  using Bits = T;
+  template <class D>
+  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
+    return hn::LoadU(d, p);
+  }
+  template <class D>
+  static HWY_INLINE void Narrow(D d, hn::Vec<D> v, Bits* p) {
+    hn::StoreU(v, d, p);
+  }
+};
+
+template <class Element, typename T>
+bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT dst, int64_t ld) {
+  using Bits = typename Element::Bits;
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const auto zero = hn::Zero(d);
+  auto poison = zero;  // stays 0 while every value is finite: 0 * inf and 0 * NaN are NaN
+  HWY_ALIGN Bits some[hn::MaxLanes(d)];
+  for (int64_t r = 0; r < rows; ++r) {
+    const Bits* row = static_cast<const Bits*>(src.data) + r * src.row_stride;
+    for (int64_t c = 0; c < ld; c += lanes) {
+      auto v = zero;
+      if (src.channel_stride == 1 && c + lanes <= dim) {
+        v = Element::Widen(d, row + c);
+      } else if (c < dim) {
+        std::memset(some, 0, sizeof(some));
+        for (int64_t i = 0; i < HWY_MIN(lanes, dim - c); ++i) {
+          some[i] = row[(c + i) * src.channel_stride];
+        }
+        v = Element::Widen(d, some);
+      }
+      poison = hn::MulAdd(v, zero, poison);
+      hn::Store(v, d, dst + r * ld + c);
+    }
+  }
+  return hn::AllTrue(d, hn::Eq(poison, zero));
+}
+
+template <class Element, typename T>
+void StoreAs(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T factor,
+             const SinkRows& dst) {
+  using Bits = typename Element::Bits;
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const auto scale = hn::Set(d, factor);
+  HWY_ALIGN Bits some[hn::MaxLanes(d)];
+  for (int64_t r = 0; r < rows; ++r) {
+    Bits* row = static_cast<Bits*>(dst.data) + r * dst.row_stride;
+    for (int64_t c = 0; c < dim; c += lanes) {
+      const auto v = hn::Mul(hn::Load(d, src + r * ld + c), scale);
+      if (dst.channel_stride == 1 && c + lanes <= dim) {
+        Element::Narrow(d, v, row + c);
+      } else {
+        Element::Narrow(d, v, some);
+        for (int64_t i = 0; i < HWY_MIN(lanes, dim - c); ++i) {
+          row[(c + i) * dst.channel_stride] = some[i];
+        }
+      }
+    }
+  }
+}
+
+inline bool Pack(const SourceRows& src, int64_t rows, int64_t dim, float* dst, int64_t ld) {
+  if (src.dtype == DType::kFloat16) return PackAs<Float16>(src, rows, dim, dst, ld);
+  if (src.dtype == DType::kBFloat16) return PackAs<BFloat16>(src, rows, dim, dst, ld);
+  return PackAs<Same<float>>(src, rows, dim, dst, ld);
+}
+inline bool Pack(const SourceRows& src, int64_t rows, int64_t dim, double* dst, int64_t ld) {
+  return PackAs<Same<double>>(src, rows, dim, dst, ld);
+}
+
+inline void StoreRows(const float* src, int64_t ld, int64_t rows, int64_t dim, float factor,
+                      const SinkRows& dst) {
+  if (dst.dtype == DType::kFloat16) return StoreAs<Float16>(src, ld, rows, dim, factor, dst);
+  if (dst.dtype == DType::kBFloat16) return StoreAs<BFloat16>(src, ld, rows, dim, factor, dst);
+  StoreAs<Same<float>>(src, ld, rows, dim, factor, dst);
+}
+inline void StoreRows(const double* src, int64_t ld, int64_t rows, int64_t dim, double factor,
+                      const SinkRows& dst) {
+  StoreAs<Same<double>>(src, ld, rows, dim, factor, dst);
+}
+
+// Transposes one square of 128-bit vectors: 4 x 4 floats or 2 x 2 doubles. Half a cycle an element;
+// gathers or scalar stores need one to two.
+template <class D4, typename T = hn::TFromD<D4>>
+HWY_INLINE void TransposeSquare(D4 d, const T* HWY_RESTRICT src, int64_t src_stride,
+                                T* HWY_RESTRICT dst, int64_t dst_stride) {
+  if constexpr (sizeof(T) == 4) {
+    const auto r0 = hn::LoadU(d, src), r1 = hn::LoadU(d, src + src_stride);
+    const auto r2 = hn::LoadU(d, src + 2 * src_stride), r3 = hn::LoadU(d, src + 3 * src_stride);
+    const auto even_lo = hn::InterleaveLower(d, r0, r2), odd_lo = hn::InterleaveLower(d, r1, r3);
+    const auto even_hi = hn::InterleaveUpper(d, r0, r2), odd_hi = hn::InterleaveUpper(d, r1, r3);
+    hn::StoreU(hn::InterleaveLower(d, even_lo, odd_lo), d, dst);
+    hn::StoreU(hn::InterleaveUpper(d, even_lo, odd_lo), d, dst + dst_stride);
+    hn::StoreU(hn::InterleaveLower(d, even_hi, odd_hi), d, dst + 2 * dst_stride);
+    hn::StoreU(hn::InterleaveUpper(d, even_hi, odd_hi), d, dst + 3 * dst_stride);
+  } else {
+    const auto r0 = hn::LoadU(d, src), r1 = hn::LoadU(d, src + src_stride);
+    hn::StoreU(hn::InterleaveLower(d, r0, r1), d, dst);
+    hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, dst + dst_stride);
+  }
+}
+
+// Both directions work on whole squares: sources and destinations are padded to kRowPadding.
+template <typename T>
+void Transpose(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T factor,
+               T* HWY_RESTRICT dst) {
+  const hn::ScalableTag<T> d;
+  const hn::CappedTag<T, 16 / sizeof(T)> d4;
+  constexpr int64_t kSide = 16 / sizeof(T);
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  HWY_ALIGN T some[kSide * 16 / sizeof(T)];
+  const int64_t whole = rows / kSide * kSide;
+  const int64_t columns = RoundUp(dim, kSide);
+  for (int64_t c = 0; c < columns; c += kSide) {
+    for (int64_t r = 0; r < whole; r += kSide) {
+      TransposeSquare(d4, src + r * ld + c, ld, dst + c * block_rows + r, block_rows);
+    }
+    for (int64_t r = whole; r < block_rows; r += kSide) {
+      std::memset(some, 0, sizeof(some));
+      for (int64_t i = r; i < rows; ++i) {
+        std::memcpy(some + (i - r) * kSide, src + i * ld + c, kSide * sizeof(T));
+      }
+      TransposeSquare(d4, some, kSide, dst + c * block_rows + r, block_rows);
+    }
+  }
+  if (factor != T{1}) {
+    const auto f = hn::Set(d, factor);
+    for (int64_t i = 0; i < dim * block_rows; i += lanes) {
+      hn::Store(hn::Mul(hn::Load(d, dst + i), f), d, dst + i);
+    }
+  }
+}
+
+template <typename T>
+void TransposeBack(const T* HWY_RESTRICT src, int64_t rows, int64_t dim,
+                   const T* HWY_RESTRICT row_factor, T* HWY_RESTRICT dst, int64_t ld) {
+  const hn::ScalableTag<T> d;
+  const hn::CappedTag<T, 16 / sizeof(T)> d4;
+  constexpr int64_t kSide = 16 / sizeof(T);
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  for (int64_t r = 0; r < RoundUp(rows, kSide); r += kSide) {
+    for (int64_t c = 0; c < RoundUp(dim, kSide); c += kSide) {
+      TransposeSquare(d4, src + c * block_rows + r, block_rows, dst + r * ld + c, ld);
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto f = hn::Set(d, row_factor[r]);
+    for (int64_t c = 0; c < ld; c += lanes) {
+      hn::Store(hn::Mul(hn::Load(d, dst + r * ld + c), f), d, dst + r * ld + c);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fusion_attention::cpu
+HWY_AFTER_NAMESPACE();
+#endif

@@ -1,0 +1,215 @@
+// What happens to a tile of scores between the products: bias, mask, online softmax, dropout, and
+// the backward pass's probabilities and score gradients. Rows lie in lanes, so everything here is
+// element-wise. Masks and dropout select, they never multiply: a NaN behind a mask is gone.
+#if defined(FUSION_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FUSION_ATTENTION_SOFTMAX_INL_H_
+#undef FUSION_ATTENTION_SOFTMAX_INL_H_
+#else
+#define FUSION_ATTENTION_SOFTMAX_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <limits>
+
+#include "src/cpu/kernels/exp-inl.h"
+#include "src/cpu/kernels/kernel_table.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fusion_attention::cpu {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <typename T>
+inline constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
+
+// The bits of one key for a vector of rows. `words` points at the key's word of the first row.
+template <class D>
+HWY_INLINE hn::Mask<D> RowsWithBit(D d, const BitWord* words, int64_t key) {
+  const hn::RebindToUnsigned<D> du;
+  using Lane = hn::TFromD<decltype(du)>;
+  const auto bit = hn::Set(du, Lane{1} << (key % 32));
+  if constexpr (sizeof(Lane) == sizeof(BitWord)) {
+    return hn::RebindMask(d, hn::TestBit(hn::Load(du, words), bit));
+  } else {
+    const hn::Rebind<BitWord, D> d32;
+    return hn::RebindMask(d, hn::TestBit(hn::PromoteTo(du, hn::LoadU(d32, words)), bit));
+  }
+}
+
+template <typename T>
+void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t keys, T sign,
+             T* HWY_RESTRICT tile_max) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  const auto factor = hn::Set(d, sign);
+  for (int64_t j = 0; j < block_rows; j += lanes) {
+    auto max = hn::Set(d, kMinusInfinity<T>);
+    for (int64_t n = 0; n < keys; ++n) {
+      T* p = s + n * block_rows + j;
+      const auto t = hn::MulAdd(factor, hn::Load(d, bias + n * block_rows + j), hn::Load(d, p));
+      hn::Store(t, d, p);
+      max = hn::Max(max, t);
+    }
+    if (tile_max != nullptr) hn::Store(max, d, tile_max + j);
+  }
+}
+
+template <typename T>
+void MaskScores(T* HWY_RESTRICT s, const BitWord* HWY_RESTRICT visible, int64_t keys,
+                T* HWY_RESTRICT tile_max) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  const auto hidden = hn::Set(d, kMinusInfinity<T>);
+  for (int64_t j = 0; j < block_rows; j += lanes) {
+    auto max = hidden;
+    for (int64_t n = 0; n < keys; ++n) {
+      T* p = s + n * block_rows + j;
+      const auto seen = RowsWithBit(d, visible + n / 32 * block_rows + j, n);
+      const auto t = hn::IfThenElse(seen, hn::Load(d, p), hidden);
+      hn::Store(t, d, p);
+      max = hn::Max(max, t);
+    }
+    hn::Store(max, d, tile_max + j);
+  }
+}
+
+template <typename T>
+bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT tile_max,
+                   T* HWY_RESTRICT m, T* HWY_RESTRICT l, T* HWY_RESTRICT alpha) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  const Exp<decltype(d)> exp(d);
+  const auto factor = InRegister(hn::Set(d, scale));
+  const auto none = hn::Set(d, kMinusInfinity<T>);
+  const auto one = hn::Set(d, T{1});
+  bool rescale = false;
+  // t - max is formed from rounded t, as the definition has it: the largest score gives exactly 1.
+  for (int64_t j = 0; j < block_rows; j += lanes) {
+    const auto old_max = hn::Load(d, m + j);
+    const auto new_max = hn::Max(old_max, hn::Mul(hn::Load(d, tile_max + j), factor));
+    // While no key has been seen the maximum is -inf; subtracting 0 instead keeps -inf - -inf away.
+    const auto shift = hn::IfThenZeroElse(hn::Eq(new_max, none), new_max);
+    const auto decay = exp(d, hn::Sub(old_max, shift));
+    auto sum = hn::Zero(d);
+    int64_t n = 0;
+    for (; n + 4 <= keys; n += 4) {
+#pragma GCC unroll 4
+      for (int64_t u = 0; u < 4; ++u) {
+        T* p = s + (n + u) * block_rows + j;
+        const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
+        sum = hn::Add(sum, e);
+        hn::Store(e, d, p);
+      }
+    }
+    for (; n < keys; ++n) {
+      T* p = s + n * block_rows + j;
+      const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
+      sum = hn::Add(sum, e);
+      hn::Store(e, d, p);
+    }
+    rescale |= !hn::AllTrue(d, hn::Eq(decay, one));
+    hn::Store(hn::MulAdd(hn::Load(d, l + j), decay, sum), d, l + j);
+    hn::Store(new_max, d, m + j);
+    hn::Store(decay, d, alpha + j);
+  }
+  return rescale;
+}
+
+template <typename T>
+void Drop(T* HWY_RESTRICT p, const BitWord* HWY_RESTRICT keep, int64_t keys) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  for (int64_t n = 0; n < keys; ++n) {
+    for (int64_t j = 0; j < block_rows; j += lanes) {
+      T* q = p + n * block_rows + j;
+      const auto kept = RowsWithBit(d, keep + n / 32 * block_rows + j, n);
+      hn::Store(hn::IfThenElseZero(kept, hn::Load(d, q)), d, q);
+    }
+  }
+}
+
+template <typename T>
+void Deltas(const T* HWY_RESTRICT o, const T* HWY_RESTRICT dy, int64_t ld, int64_t rows,
+            int64_t dim, T* HWY_RESTRICT out) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const auto zero = hn::Zero(d);
+  for (int64_t r = 0; r < rows; ++r) {
+    auto sum = zero;
+    for (int64_t c = 0; c < dim; c += lanes) {
+      const auto v = hn::Load(d, o + r * ld + c);
+      const auto product = hn::Mul(v, hn::Load(d, dy + r * ld + c));
+      sum = hn::Add(sum, hn::IfThenZeroElse(hn::Eq(v, zero), product));
+    }
+    out[r] = hn::GetLane(hn::SumOfLanes(d, sum));
+  }
+}
+
+template <typename T>
+void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT lse,
+                   const BitWord* HWY_RESTRICT visible) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  const Exp<decltype(d)> exp(d);
+  const auto factor = InRegister(hn::Set(d, scale));
+  for (int64_t j = 0; j < block_rows; j += lanes) {
+    const auto shift = hn::Load(d, lse + j);
+    int64_t n = 0;
+    for (; n + 4 <= keys; n += 4) {
+#pragma GCC unroll 4
+      for (int64_t u = 0; u < 4; ++u) {
+        T* p = s + (n + u) * block_rows + j;
+        hn::Store(exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift)), d, p);
+      }
+    }
+    for (; n < keys; ++n) {
+      T* p = s + n * block_rows + j;
+      hn::Store(exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift)), d, p);
+    }
+    if (visible == nullptr) continue;
+    for (n = 0; n < keys; ++n) {
+      T* p = s + n * block_rows + j;
+      const auto seen = RowsWithBit(d, visible + n / 32 * block_rows + j, n);
+      hn::Store(hn::IfThenElseZero(seen, hn::Load(d, p)), d, p);
+    }
+  }
+}
+
+template <typename T>
+void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
+                    const T* HWY_RESTRICT delta, const BitWord* HWY_RESTRICT visible,
+                    const BitWord* HWY_RESTRICT keep, T factor) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = 3 * lanes;
+  const auto scale = hn::Set(d, factor);
+  for (int64_t j = 0; j < block_rows; j += lanes) {
+    const auto row_delta = hn::Load(d, delta + j);
+    for (int64_t n = 0; n < keys; ++n) {
+      T* pn = p + n * block_rows + j;
+      T* dn = dp + n * block_rows + j;
+      const int64_t word = n / 32 * block_rows + j;
+      const auto weight = hn::Load(d, pn);
+      auto g = hn::Load(d, dn);
+      if (keep != nullptr) {
+        const auto kept = RowsWithBit(d, keep + word, n);
+        g = hn::IfThenElseZero(kept, hn::Mul(g, scale));
+        hn::Store(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, pn);
+      }
+      auto ds = hn::Mul(weight, hn::Sub(g, row_delta));
+      if (visible != nullptr) ds = hn::IfThenElseZero(RowsWithBit(d, visible + word, n), ds);
+      hn::Store(ds, d, dn);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fusion_attention::cpu
+HWY_AFTER_NAMESPACE();
+#endif

@@ -1,0 +1,46 @@
+// Scratch memory as named slices of one buffer. The same function lays the slices out twice: on an
+// Arena without memory, which only counts, and on the real one; so the size asked for and the
+// layout used cannot part.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+
+namespace fusion_attention::cpu {
+
+class Arena {
+ public:
+  Arena() = default;
+  explicit Arena(std::byte* base) : base_(base) {}
+
+  // `count` elements on a cache line of their own.
+  template <typename E>
+  E* Take(int64_t count) {
+    E* slice = base_ == nullptr ? nullptr : reinterpret_cast<E*>(base_ + bytes_);
+    bytes_ += (count * static_cast<int64_t>(sizeof(E)) + kAlignment - 1) / kAlignment * kAlignment;
+    return slice;
+  }
+  int64_t bytes() const { return bytes_; }
+
+  static constexpr int64_t kAlignment = 64;
+
+ private:
+  std::byte* base_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+struct FreeBuffer {
+  void operator()(std::byte* buffer) const { std::free(buffer); }
+};
+using Buffer = std::unique_ptr<std::byte[], FreeBuffer>;
+
+// nullptr when the memory cannot be had. Not cleared.
+inline Buffer AllocateBuffer(int64_t bytes) {
+  const int64_t rounded = (bytes + Arena::kAlignment) / Arena::kAlignment * Arena::kAlignment;
+  return Buffer(
+      static_cast<std::byte*>(std::aligned_alloc(Arena::kAlignment, static_cast<size_t>(rounded))));
+}
+
+}  // namespace fusion_attention::cpu

@@ -1,0 +1,72 @@
+#include "src/cpu/targets.h"
+
+#include <hwy/targets.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "fusion_attention/plan.h"
+#include "src/cpu/kernels/tables.h"
+
+namespace fusion_attention {
+namespace cpu {
+namespace {
+
+// Best first. The names are ours: Highway's "AVX3" is what everybody else calls AVX-512.
+struct NamedTarget {
+  const char* name;
+  int64_t bit;
+};
+constexpr NamedTarget kTargets[] = {
+    {"avx512", HWY_AVX3},
+    {"avx2", HWY_AVX2},
+    {"sse4", HWY_SSE4},
+    {"neon", HWY_NEON},
+};
+
+bool CanRun(const NamedTarget& target) {
+  return KernelsOf<float>(target.bit) != nullptr && (hwy::SupportedTargets() & target.bit) != 0;
+}
+
+StatusOr<Kernels> Select() {
+  const char* wanted = std::getenv("FUSION_ATTENTION_TARGET");
+  for (const NamedTarget& target : kTargets) {
+    if (!CanRun(target)) continue;
+    if (wanted != nullptr && *wanted != '\0' && std::string(wanted) != target.name) continue;
+    return Kernels{target.name, KernelsOf<float>(target.bit), KernelsOf<double>(target.bit)};
+  }
+  std::string names;
+  for (const std::string& name : TargetNames()) names += (names.empty() ? "" : ", ") + name;
+  return Status(
+      StatusCode::kInvalidArgument,
+      "npu_fusion_attention: expected the environment variable FUSION_ATTENTION_TARGET to "
+      "name a SIMD target that this CPU has (" +
+          (names.empty() ? "none" : names) + "), but got " +
+          std::string(wanted == nullptr ? "nothing" : wanted).substr(0, 40) + ".");
+}
+
+}  // namespace
+
+const StatusOr<Kernels>& SelectedKernels() {
+  static const StatusOr<Kernels> selected = Select();
+  return selected;
+}
+
+}  // namespace cpu
+
+std::vector<std::string> TargetNames() {
+  std::vector<std::string> names;
+  for (const cpu::NamedTarget& target : cpu::kTargets) {
+    if (cpu::CanRun(target)) names.push_back(target.name);
+  }
+  return names;
+}
+
+StatusOr<std::string> SelectedTarget() {
+  const auto& kernels = cpu::SelectedKernels();
+  if (!kernels.ok()) return kernels.status();
+  return std::string(kernels->name);
+}
+
+}  // namespace fusion_attention

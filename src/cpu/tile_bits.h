@@ -1,0 +1,43 @@
+// Which (row, key) pairs of a tile take part: the mask geometry of the problem turned into what the
+// kernels understand, a range of keys and, where the range is not wholly visible, one bit per pair.
+// Also reads the caller's external dropout mask.
+#pragma once
+
+#include "fusion_attention/problem.h"
+#include "fusion_attention/tensor_view.h"
+#include "src/cpu/kernels/kernel_table.h"
+
+namespace fusion_attention::cpu {
+
+// Half-open ranges within one sequence.
+struct Span {
+  int64_t begin;
+  int64_t end;
+  int64_t size() const { return end - begin; }
+};
+
+struct VisibleTile {
+  Span keys;     // what remains of the tile's keys after those that no row sees are cut from both
+                 // ends; empty when nobody sees any
+  bool partial;  // some pair in `keys` is masked: the bits say which
+};
+
+class MaskReader {
+ public:
+  MaskReader(const Problem& problem, const ConstScoreView& atten_mask);
+
+  // What rows `rows` of (sequence, head) see of `keys`. Fills `bits` (relative to the result's
+  // first key) only for a partial tile.
+  VisibleTile Look(const Sequence& sequence, const RowIntervals& intervals, int64_t head, Span rows,
+                   Span keys, int64_t block_rows, BitWord* bits) const;
+
+ private:
+  bool dense_;
+  ConstScoreView mask_;
+};
+
+// Bits first[r] + key of an external dropout mask of `numels` bits, for r < rows.
+void ReadKeepBits(const uint8_t* mask, int64_t numels, const uint64_t* first, int64_t rows,
+                  int64_t keys, int64_t block_rows, BitWord* keep);
+
+}  // namespace fusion_attention::cpu

@@ -1,0 +1,38 @@
+// Runs independent pieces of work on lent threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "fusion_attention/parallel.h"
+#include "fusion_attention/status.h"
+#include "src/cpu/scratch.h"
+
+namespace fusion_attention::cpu {
+
+// Zeroed, aligned scratch memory, one slice per worker, touched first by the worker that uses it.
+class WorkerScratch {
+ public:
+  // No slices when the memory cannot be had.
+  WorkerScratch(int64_t workers, int64_t bytes);
+  int64_t workers() const { return buffer_ == nullptr ? 0 : static_cast<int64_t>(cleared_.size()); }
+  int64_t bytes() const { return stride_ * static_cast<int64_t>(cleared_.size()); }
+  std::byte* Of(int64_t worker);
+
+ private:
+  int64_t stride_;
+  std::vector<char> cleared_;
+  Buffer buffer_;
+};
+
+// Calls piece(scratch, i) for every i in [0, pieces), started in ascending order, on the workers
+// that `scratch` was made for. Pieces run under the default floating-point environment (round to
+// nearest, subnormals kept), whatever the caller has set, so that results do not depend on it.
+void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
+               const std::function<void(std::byte* scratch, int64_t piece)>& piece);
+
+Status OutOfMemory(int64_t bytes);
+
+}  // namespace fusion_attention::cpu
