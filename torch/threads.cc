@@ -1,12 +1,37 @@
 // PyTorch's parallel_for as a ParallelFor.
 #include "torch/threads.h"
 
+#include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 #include <exception>
+#include <memory>
 
 namespace fusion_attention::torch_front_end {
+namespace {
+
+// How many times fork() made this process since the library was loaded; 0 in the process that
+// loaded it.
+std::atomic<int> forks{0};
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
+// The calling thread's own pool in a child of fork(). No lock is involved that another thread could
+// have held while forking.
+ThreadPool& ChildPool(int threads) {
+  thread_local std::unique_ptr<ThreadPool> pool;
+  thread_local int made_for_threads = 0;
+  thread_local int made_after_forks = 0;
+  if (!pool || made_for_threads != threads || made_after_forks != forks) {
+    pool = std::make_unique<ThreadPool>(threads);
+    made_for_threads = threads;
+    made_after_forks = forks;
+  }
+  return *pool;
+}
+
+}  // namespace
 
 int TorchThreads::Workers() const {
   return std::max(1, static_cast<int>(torch::stable::get_num_threads()));
@@ -14,7 +39,11 @@ int TorchThreads::Workers() const {
 
 void TorchThreads::Run(int workers, const std::function<void(int)>& work) {
   if (workers <= 1) {
-    for (int w = 0; w < workers; ++w) work(w);
+    SerialFor().Run(workers, work);
+    return;
+  }
+  if (forks > 0) {
+    ChildPool(Workers()).Run(workers, work);
     return;
   }
   // An exception must not cross the C boundary of parallel_for, where its type and text would be

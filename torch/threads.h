@@ -1,5 +1,7 @@
 // TorchThreads: PyTorch's intra-op threads, lent to the operator. It obeys torch.set_num_threads()
-// and runs serially inside another parallel region. It knows nothing of tensors.
+// and runs serially inside another parallel region. A child of fork() gets threads of our own: the
+// parent's OpenMP threads do not exist there, and waiting for them would hang, as PyTorch's own
+// operators do. It knows nothing of tensors.
 #pragma once
 
 #include <functional>

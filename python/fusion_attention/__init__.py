@@ -1,4 +1,4 @@
-"""Ascend's fused attention operator for every machine: exact, with its gradient, under the vendor's signature.
+"""Ascend's fused attention operator for every machine: exact, and with its gradient.
 
 >>> import torch
 >>> from fusion_attention import npu_fusion_attention

@@ -1,7 +1,7 @@
-"""Turns what callers pass into what the operators take: plain ints, floats, lists and strided tensors of one device.
+"""Turns what callers pass into what the operators take: ints, floats, lists and strided tensors.
 
-Only Python's side of the checks lives here (types, devices, storage formats); the rules of the operator are in the
-compiled library, which every entry calls before it does anything.
+Only Python's side of the checks lives here (types, devices, storage formats); the rules of the
+operator are in the compiled library, which every entry calls before it does anything.
 """
 
 import operator
@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-#: What `actual_seq_qlen`, `actual_seq_kvlen` and `prefix` may be: a sequence of integers or a 1-D integer tensor.
+#: What `actual_seq_qlen`, `actual_seq_kvlen` and `prefix` may be: a sequence of integers or a 1-D
+#: integer tensor.
 Integers: TypeAlias = Sequence[int] | Tensor | None
-#: The operators' common arguments, in the order of their schemas: eight tensors, then twelve settings.
+#: The operators' common arguments, in the order of their schemas: eight tensors, then twelve
+#: settings.
 Arguments: TypeAlias = tuple[Any, ...]
 
 TENSOR_NAMES = (
@@ -90,7 +92,7 @@ def integers(name: str, values: Integers) -> list[int] | None:
 
 
 def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
-    """Raises unless all tensors that are given are plain strided ones on one device that has a backend."""
+    """Raises unless the tensors given are strided ones on one device that has a backend."""
     device = None
     for name, tensor in zip(names, tensors, strict=True):
         if tensor is None and device is not None:
@@ -102,7 +104,7 @@ def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
             if device.type not in ("cpu", "meta"):
                 raise NotImplementedError(
                     f"npu_fusion_attention: expected {name} on a device that has a backend (cpu), "
-                    f"but got {name} on {device}. Move the tensors with .cpu(), or use the vendor's operator there."
+                    f"but got {name} on {device}. Move the tensors with .cpu()."
                 )
         elif tensor.device != device:
             got = f"{names[0]} on {device} and {name} on {tensor.device}"
@@ -118,14 +120,15 @@ def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
 
 
 def lengths(cumulative: Sequence[int]) -> list[int]:
-    """Returns the lengths that cumulative ones state; trailing zeros are unused sequences of length 0."""
-    return [max(end - begin, 0) for begin, end in zip([0, *cumulative], cumulative, strict=False)]
+    """Returns the lengths that cumulative ones state; trailing zeros are unused sequences."""
+    begins = [0, *cumulative[:-1]]
+    return [max(end - begin, 0) for begin, end in zip(begins, cumulative, strict=True)]
 
 
 def dropout_numels(arguments: Arguments) -> int:
-    """Returns how many dropout elements a call has: B*N*Sq*Skv, or N times the sum of Sq*Skv over packed sequences.
+    """Returns how many dropout elements a call has.
 
-    The arguments must have passed the operator's checks.
+    B*N*Sq*Skv, or N times the sum of Sq*Skv over packed sequences. The arguments must have passed the operator's checks.
     """
     query, key = arguments[0], arguments[1]
     head_num, input_layout = arguments[8], arguments[9].upper()

@@ -1,13 +1,14 @@
 """The operator as one differentiable function.
 
-softmax_max and softmax_sum are not differentiable. The gradient itself has no gradient: asking for one raises.
-Arguments are the operators' common ones (`Arguments`), followed by what a class names.
+softmax_max and softmax_sum are not differentiable. The gradient itself has no gradient: asking for
+one raises. Arguments are the operators' common ones (`Arguments`), followed by what a class names.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fusion_attention import _library
 from fusion_attention._arguments import TENSOR_COUNT, Arguments
@@ -98,16 +99,20 @@ def attention(
     arguments: Arguments, seed: Tensor | None, offset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns (out, softmax_max, softmax_sum)."""
-    if not torch.is_grad_enabled():  # spares what recording costs
-        return _library.forward(*arguments, seed, offset)
     if torch._C._are_functorch_transforms_active():
         return _TransformableAttention.apply(*arguments, seed, offset)
-    return _Attention.apply(*arguments, seed, offset)
+    # Without any recording the operator alone would do; a dual number must not lose its tangent.
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return _Attention.apply(*arguments, seed, offset)
+    return _library.forward(*arguments, seed, offset)
 
 
 def gradient(arguments: Arguments, rest: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """Returns (dq, dk, dv, dpse, dsink); `rest` is what backward takes after the common ones."""
-    # Recorded only so that differentiating them raises; compiled graphs refuse that on their own.
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        # A backward pass that always raises cannot be traced: in a graph gradients are constants.
+        with torch.no_grad():
+            return _library.backward(*arguments, *rest)
+    if torch.is_grad_enabled():  # recorded only so that differentiating it raises
         return _Gradient.apply(*arguments, *rest)
     return _library.backward(*arguments, *rest)

@@ -1,7 +1,7 @@
-"""Shapes of the operators' results, for meta tensors and for torch.compile, with the same checks as a real call.
+"""Shapes of the operators' results, for meta tensors and torch.compile, after a real call's checks.
 
-The checks run in the compiled library on meta tensors of the shapes seen while tracing, outside the tracing modes: the
-texts are those of a real call, and no guard is added to the graph.
+The checks run in the compiled library on meta tensors of the shapes seen while tracing, outside the
+tracing modes: the texts are those of a real call, and no guard is added to the graph.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Finds and loads the compiled operators, and gives them their Python error types.
 
-The shared library lies in the package's folder and registers `torch.ops.fusion_attention.*`. Nothing here knows what
-the operators mean.
+The shared library lies in the package's folder and registers `torch.ops.fusion_attention.*`.
+Nothing here knows what the operators mean.
 """
 
 import pathlib
@@ -22,15 +22,16 @@ def _load() -> None:
             torch.ops.load_library(candidate)
             return
     raise ImportError(
-        f"fusion_attention: its compiled operators are missing, looked for {candidates}; reinstall it"
+        f"fusion_attention: its compiled operators are missing, looked for {candidates}"
     )
 
 
 def translated(call: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps an operator so that its errors have the types that the package documents.
 
-    A library on PyTorch's stable ABI can only throw standard C++ exceptions. A broken rule arrives as RuntimeError
-    already; the two exceptions below were chosen because the bindings keep them apart (torch/adapt.h).
+    A library on PyTorch's stable ABI can only throw standard C++ exceptions. A broken rule arrives
+    as RuntimeError already; the two exceptions below were chosen because the bindings keep them
+    apart (torch/adapt.h).
     """
 
     def wrapper(*arguments: Any) -> Any:

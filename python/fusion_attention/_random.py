@@ -1,11 +1,14 @@
-"""Where a call's dropout (seed, offset) come from when the caller gives none: PyTorch's generator of the device.
+"""Where a call's dropout (seed, offset) come from when the caller gives none.
 
-The pair is a pure function of the generator's state, so manual_seed(), fork_rng(), get/set_rng_state() and activation
-checkpointing reproduce the mask. It travels as two 0-dim int64 tensors, which a compiled graph can carry.
+They come from PyTorch's generator of the device. The pair is a pure function of the generator's state, so manual_seed(), fork_rng(),
+get/set_rng_state() and activation checkpointing reproduce the mask. It travels as two 0-dim int64
+tensors, which a compiled graph can carry.
 """
 
 import torch
 from torch import Tensor
+
+from fusion_attention._arguments import integer
 
 _library = torch.library.Library("fusion_attention", "FRAGMENT")
 # `after` only orders the draw behind the check that returned it: a rejected call must draw nothing.
@@ -13,9 +16,9 @@ _library.define(
     "draw(Tensor after) -> (Tensor seed, Tensor offset)", tags=(torch.Tag.nondeterministic_seeded,)
 )
 
-# The generator's state starts with: its seed (8 bytes), the 32-bit words left before the next refill (4 bytes), whether
-# it is seeded (4 bytes), the index of the next word (8 bytes). Right after seeding one word is "left" at index 0, which
-# never happens again.
+# The generator's state starts with: its seed (8 bytes), the 32-bit words left before the next
+# refill (4 bytes), whether it is seeded (4 bytes), the index of the next word (8 bytes). Right
+# after seeding one word is "left" at index 0, which never happens again.
 _COUNTERS = slice(8, 24)
 _FRESH = [1, 1, 0, 0]
 
@@ -28,21 +31,22 @@ def _draw_on_cpu(after: Tensor) -> tuple[Tensor, Tensor]:
         offset.zero_()
     else:
         offset.bitwise_and_(-4)  # whole blocks of four Philox words
-    seed = generator.initial_seed()
-    return as_word(seed), offset
+    return as_word("seed", generator.initial_seed()), offset
 
 
 def _draw_shapes(after: Tensor) -> tuple[Tensor, Tensor]:
     return after.new_empty((), dtype=torch.int64), after.new_empty((), dtype=torch.int64)
 
 
-def as_word(value: int) -> Tensor:
+def as_word(name: str, value: int) -> Tensor:
     """Returns a 64-bit value, signed or unsigned, as a 0-dim int64 tensor of the same bits."""
-    return torch.full((), value - 2**64 if value >= 2**63 else value, dtype=torch.int64)
+    if not torch.compiler.is_compiling():  # a traced value has no size to look at
+        value = integer(name, value - 2**64 if 2**63 <= value < 2**64 else value)
+    return torch.full((), value, dtype=torch.int64)
 
 
 def draws(keep_prob: float, dropout_mask: Tensor | None) -> bool:
-    """Whether a legal call with these arguments needs random bits; the 1e-9 are the device's tolerance at both ends."""
+    """Whether a legal call needs random bits; 1e-9 is the device's tolerance at both ends."""
     return dropout_mask is None and 1e-9 <= keep_prob < 1 - 1e-9
 
 

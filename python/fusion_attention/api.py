@@ -1,7 +1,8 @@
 """The public functions: the vendor's signatures, and what the user's manual says about them.
 
-They put arguments in order, decide where dropout's random bits come from, and call the differentiable operator. All
-rules are checked by the compiled library (docs/errors.md), all mathematics is done there (docs/numerics.md).
+They put arguments in order, decide where dropout's random bits come from, and call the
+differentiable operator. All rules are checked by the compiled library (docs/errors.md), all
+mathematics is done there (docs/numerics.md).
 """
 
 import torch
@@ -40,58 +41,68 @@ def npu_fusion_attention(
     seed: int = 0,
     offset: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
-    """Computes `dropout(softmax(mask((query @ key.T + pse) * scale))) @ value` without storing the scores.
+    """Computes `dropout(softmax(mask((query @ key.T + pse) * scale))) @ value`.
 
-    The formula is that of torch_npu.npu_fusion_attention's page (pse_type 1); docs/numerics.md states it with all its
-    corner cases. Results are exact up to fp32 accumulation and one rounding, and do not depend on the number of threads.
-    Differentiable in query, key, value, pse and sink. Works under torch.compile(fullgraph=True), autocast and activation
-    checkpointing.
+    The scores are never stored. The formula is that of torch_npu.npu_fusion_attention's page (pse_type 1); docs/numerics.md
+    states it with all its corner cases. Results are exact up to fp32 accumulation and one rounding,
+    and do not depend on the number of threads. Differentiable in query, key, value, pse and sink.
+    Works under torch.compile(fullgraph=True), autocast and activation checkpointing.
 
-    Letters: B batch, N heads of query, Nkv heads of key and value (N is a multiple of it), Sq and Skv tokens, D and
-    Dv <= D channels of a head, T tokens of all packed sequences together.
+    Letters: B batch, N heads of query, Nkv heads of key and value (N is a multiple of it), Sq and
+    Skv tokens, D and Dv <= D channels of a head, T tokens of all packed sequences together.
 
     Args:
-        query: float16, bfloat16 or float32 (float64 too, for gradcheck), any strides. [B, Sq, N*D] in layout BSH,
-            [Sq, B, N*D] in SBH, [B, Sq, N, D] in BSND, [B, N, Sq, D] in BNSD, [T, N, D] in TND.
+        query: float16, bfloat16 or float32 (float64 too, for gradcheck), any strides. [B, Sq, N*D]
+            in layout BSH, [Sq, B, N*D] in SBH, [B, Sq, N, D] in BSND, [B, N, Sq, D] in BNSD,
+            [T, N, D] in TND.
         key: Like query with Skv and Nkv; the same dtype.
         value: Like key with Dv; the same dtype.
         head_num: N.
         input_layout: "BSH", "SBH", "BSND", "BNSD" or "TND", in any letter case.
-        pse: Bias that is added to the scores before scaling, [B or 1, N, Sq or 1, Skv]; or the last 1024 rows of a
-            Toeplitz bias (ALiBi), [B or 1, N, 1024, Skv]. The dtype of query.
+        pse: Bias that is added to the scores before scaling, [B or 1, N, Sq or 1, Skv]; or the last
+            1024 rows of a Toeplitz bias (ALiBi), [B or 1, N, 1024, Skv]. The dtype of query.
         padding_mask: Must be None.
-        atten_mask: bool or uint8, True or non-zero where a key must NOT be seen (the opposite of PyTorch's masks).
-            Modes 0, 1, 5: [Sq, Skv], [1 or B, 1, Sq, Skv] or [B, N, Sq, Skv]. Modes 2, 3, 4, 7, 8:
-            torch.ones(2048, 2048, dtype=torch.bool).triu(1). Mode 6: its [3072, 2048] form. None: every key is seen,
-            whatever sparse_mode says.
+        atten_mask: bool or uint8, True or non-zero where a key must NOT be seen (the opposite of
+            PyTorch's masks). Modes 0, 1, 5: [Sq, Skv], [1 or B, 1, Sq, Skv] or [B, N, Sq, Skv].
+            Modes 2, 3, 4, 7, 8: torch.ones(2048, 2048, dtype=torch.bool).triu(1). Mode 6: its
+            [3072, 2048] form. None: every key is seen, whatever sparse_mode says.
         scale: Factor on the scores, usually D**-0.5.
         keep_prob: Probability to keep a weight, in (0, 1]; 1 means no dropout.
         pre_tockens: How many keys before its own a row sees in modes 0, 4, 7, 8.
         next_tockens: How many keys after its own a row sees in modes 0, 4, 7, 8.
-        inner_precise: 2 reports softmax_sum = FLT_MAX for rows that see no key. Other values have no effect.
-        prefix: For modes 5 and 6: the number of leading keys that all rows of a sequence see, one per sequence.
-        actual_seq_qlen: For TND: where each sequence ends in query, cumulative, [2, 5, 9] for lengths 2, 3, 4. A list,
-            a tuple or a 1-D integer tensor; trailing zeros switch sequences off.
+        inner_precise: 2 reports softmax_sum = FLT_MAX for rows that see no key; other values have
+            no effect.
+        prefix: For modes 5 and 6: the number of leading keys that all rows of a sequence see, one
+            per sequence.
+        actual_seq_qlen: For TND: where each sequence ends in query, cumulative, [2, 5, 9] for
+            lengths 2, 3, 4. A list, a tuple or a 1-D integer tensor; trailing zeros switch
+            sequences off.
         actual_seq_kvlen: The same for key and value.
-        sparse_mode: 0 default mask with band, 1 whole mask, 2 causal from the top left, 3 causal from the bottom
-            right, 4 band, 5 and 6 prefix, 7 and 8 packed sequences that were cut (docs/masks.md draws all of them).
+        sparse_mode: 0 default mask with band, 1 whole mask, 2 causal from the top left, 3 causal
+            from the bottom right, 4 band, 5 and 6 prefix, 7 and 8 packed sequences that were cut
+            (docs/masks.md draws all of them).
         gen_mask_parallel: Accepted for compatibility; no value depends on it.
         sync: Accepted for compatibility; no value depends on it.
-        softmax_layout: "TND" stores packed statistics as [T, N, 8]; "" as one [N, Sq, 8] block a sequence.
+        softmax_layout: "TND" stores packed statistics as [T, N, 8]; "" as one [N, Sq, 8] block a
+            sequence.
         sink: float32 [N], a logit per head that takes part in the softmax and has no value.
-        dropout_mask: uint8, one bit per score, least significant first, 1 = keep; replaces the generated mask.
+        dropout_mask: uint8, one bit per score, least significant first, 1 = keep; replaces the
+            generated mask.
         seed: Philox seed of the dropout mask. 0 takes seed and offset from PyTorch's generator.
         offset: Philox offset that belongs to a non-zero seed.
 
     Returns:
-        (attention_out, softmax_max, softmax_sum, reserved, seed, offset, numels): attention_out in query's layout and
-        dtype with Dv channels; the rows' maximum and sum of exponentials, float32, [B, N, Sq, 8] ([T, N, 8] in TND),
-        8 equal values, not differentiable; an empty tensor; the Philox pair that was used, (0, 0) without dropout; the
-        number of dropout elements, B*N*Sq*Skv or N times the sum of Sq*Skv over the sequences.
+        (attention_out, softmax_max, softmax_sum, reserved, seed, offset, numels): attention_out in
+        query's layout and dtype with Dv channels; the rows' maximum and sum of exponentials,
+        float32, [B, N, Sq, 8] ([T, N, 8] in TND), 8 equal values, not differentiable; an empty
+        tensor; the Philox pair that was used, (0, 0) if none was; the number of dropout
+        elements, B*N*Sq*Skv or N times the sum of Sq*Skv over the sequences.
 
     Raises:
-        RuntimeError: An argument breaks a rule of the operator. Nothing was computed, and no random number was drawn.
-        NotImplementedError: padding_mask is given, or the tensors are on a device without a backend.
+        RuntimeError: An argument breaks a rule of the operator. Nothing was computed, and no random
+            number was drawn.
+        NotImplementedError: padding_mask is given, or the tensors are on a device without a
+            backend.
         torch.OutOfMemoryError: Memory ran out.
 
     Example:
@@ -99,25 +110,26 @@ def npu_fusion_attention(
         >>> query = torch.randn(2, 8, 256, 64)
         >>> key = value = torch.randn(2, 2, 256, 64)
         >>> causal = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
-        >>> out, *_ = npu_fusion_attention(query, key, value, 8, "BNSD", atten_mask=causal, sparse_mode=2, scale=0.125)
+        >>> out, *_ = npu_fusion_attention(
+        ...     query, key, value, 8, "BNSD", atten_mask=causal, sparse_mode=2, scale=0.125)
         >>> out.shape
         torch.Size([2, 8, 256, 64])
     """
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask)
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
-    if torch.is_autocast_enabled(query.device.type):
+    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         tensors = _autocast(tensors)
     settings = _settings(
-        head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise, prefix, actual_seq_qlen,
-        actual_seq_kvlen, sparse_mode, softmax_layout,
+        head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise, prefix,
+        actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
     arguments = (*tensors, *settings)
 
     seed_word = offset_word = None
     if _random.draws(settings[3], dropout_mask):
-        seed, offset = arg.integer("seed", seed), arg.integer("offset", offset)
         if seed != 0:
-            seed_word, offset_word = _random.as_word(seed), _random.as_word(offset)
+            seed_word = _random.as_word("seed", seed)
+            offset_word = _random.as_word("offset", offset)
         else:
             checked = _library.check(*arguments, None, None, None, None, None)
             seed_word, offset_word = _random.draw(checked)
@@ -170,10 +182,11 @@ def npu_fusion_attention_grad(
     sink: Tensor | None = None,
     dropout_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Computes the gradients of `npu_fusion_attention` from its results, as context-parallel training calls it.
+    """Computes the gradients of `npu_fusion_attention` from its results.
 
-    The formula is FlashAttention-2's backward pass (Dao 2023, algorithm 2): the probabilities are recomputed from the
-    stored row statistics. Arguments not listed are those of the forward call and must be equal to them.
+    Context-parallel training calls it so. The formula is FlashAttention-2's backward pass (Dao 2023, algorithm 2): the probabilities are
+    recomputed from the stored row statistics. Arguments not listed are those of the forward call
+    and must be equal to them.
 
     Args:
         query: As in the forward call; so are key, value and all arguments not listed here.
@@ -185,8 +198,9 @@ def npu_fusion_attention_grad(
         pse: See query.
         padding_mask: Must be None.
         atten_mask: See query.
-        softmax_max: float32, the forward call's second result; or any array that with softmax_sum states the same
-            logarithm softmax_max + log(softmax_sum), such as (logsumexp, 1), as merged partial results do.
+        softmax_max: float32, the forward call's second result; or any array that with softmax_sum
+            states the same logarithm softmax_max + log(softmax_sum), such as (logsumexp, 1), as
+            merged partial results do.
         softmax_sum: float32, the forward call's third result.
         softmax_in: Accepted for compatibility; not read.
         attention_in: The forward call's attention_out.
@@ -209,20 +223,21 @@ def npu_fusion_attention_grad(
         dropout_mask: See query.
 
     Returns:
-        (dq, dk, dv, dpse, dsink), of the shapes and dtypes of query, key, value, pse and sink; dpse is None without
-        pse, dsink is None without sink.
+        (dq, dk, dv, dpse, dsink), of the shapes and dtypes of query, key, value, pse and sink; dpse
+        is None without pse, dsink is None without sink.
 
     Raises:
         RuntimeError: An argument breaks a rule of the operator.
-        NotImplementedError: padding_mask is given, or the tensors are on a device without a backend.
+        NotImplementedError: padding_mask is given, or the tensors are on a device without a
+            backend.
         torch.OutOfMemoryError: Memory ran out.
 
     Example:
         >>> import torch
         >>> query = key = value = torch.randn(1, 4, 128, 64)
-        >>> out, row_max, row_sum, *_ = npu_fusion_attention(query, key, value, 4, "BNSD", scale=0.125)
+        >>> out, row_max, row_sum, *_ = npu_fusion_attention(query, key, value, 4, "BNSD")
         >>> dq, dk, dv, dpse, dsink = npu_fusion_attention_grad(
-        ...     query, key, value, torch.ones_like(out), 4, "BNSD", scale_value=0.125,
+        ...     query, key, value, torch.ones_like(out), 4, "BNSD",
         ...     softmax_max=row_max, softmax_sum=row_sum, attention_in=out)
         >>> dq.shape, dpse
         (torch.Size([1, 4, 128, 64]), None)
@@ -242,13 +257,15 @@ def npu_fusion_attention_grad(
             )
         arg.check_tensors(("query", name), (query, result))
     settings = _settings(
-        head_num, input_layout, scale_value, keep_prob, pre_tockens, next_tockens, inner_precise, prefix,
-        actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
+        head_num, input_layout, scale_value, keep_prob, pre_tockens, next_tockens, inner_precise,
+        prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
     seed_word = offset_word = None
     if _random.draws(settings[3], dropout_mask):
-        seed_word = _random.as_word(arg.integer("seed", seed))
-        offset_word = _random.as_word(arg.integer("offset", offset))
+        seed_word = _random.as_word("seed", seed)
+        offset_word = _random.as_word("offset", offset)
+    # In a graph of dynamic shapes numels is a symbol; handing it over would fix the shapes.
+    numels = 0 if torch.compiler.is_compiling() else arg.integer("numels", numels)
     dq, dk, dv, dpse, dsink = _autograd.gradient(
         (*tensors, *settings),
         (
@@ -295,8 +312,8 @@ def _settings(
 
 
 def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Casts query, key, value and pse as autocast does for scaled_dot_product_attention: all floats but float64."""
-    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    """Casts query, key, value and pse as scaled_dot_product_attention's are: not float64."""
+    dtype = torch.get_autocast_dtype("cpu")
     return tuple(
         tensor.to(dtype)
         if index < 4
