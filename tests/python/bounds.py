@@ -19,10 +19,11 @@ type. Then
 smallest subnormal.
 4. A weight under the smallest normal number may be flushed to zero. `magnitude` counts each visible
    weight p as p + smallest / (16 u), so that 16 u A covers that loss too.
-5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient of bounds is computed
-   from that same attention_in, so its rounding is no error. softmax_max and softmax_sum are stored
-   in float32 whatever the inputs' type; a gradient starts from them, which is a relative error of
-   2^-24 (1 + max|s|) of each weight: for gradients u is never below 2^-24.
+5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient is computed from that
+   same attention_in, so its rounding is no error. softmax_max and softmax_sum are stored in float32
+   whatever the inputs' type: softmax_sum belongs to the stored maximum, and a gradient starts from
+   both, which is a relative error of 2^-24 (1 + max|s|) of each weight. So for softmax_sum and the
+   gradients u is never below 2^-24.
 6. softmax_max is a score: A is its dot product of absolute values (and there is no exp: its max|s|
    counts as 0). softmax_sum is a sum of positive terms: A = g.
 
@@ -45,12 +46,14 @@ _HALF_SUBNORMAL = {
     torch.float16: 2.0**-25,
     torch.bfloat16: 2.0**-134,
 }
-_GRADIENTS = ("dq", "dk", "dv", "dpse", "dsink")
+# What is computed from the arithmetic's own numbers alone, not from statistics stored in float32.
+_OF_OWN_PRECISION = ("out", "softmax_max")
 
 
 def bound(name: str, exact: Quantity, stored: torch.dtype, inputs: torch.dtype) -> torch.Tensor:
     """The allowed |a - g| of result `name`, stored as `stored`; `inputs`: dtype of query."""
-    unit = _UNIT[torch.float32] if inputs != torch.float64 or name in _GRADIENTS else _UNIT[inputs]
+    double = inputs == torch.float64 and name in _OF_OWN_PRECISION
+    unit = _UNIT[torch.float64 if double else torch.float32]
     magnitude = exact.magnitude
     allowed = _UNIT[stored] * (exact.value.abs() + magnitude) + _HALF_SUBNORMAL[stored]
     allowed = allowed + 16 * unit * (1 + exact.score) * magnitude
