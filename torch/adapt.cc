@@ -73,6 +73,12 @@ ScoreStrides ScoreStridesOf(const Tensor& tensor) {
   return {.batch = stride(4), .head = stride(3), .row = stride(2), .key = stride(1)};
 }
 
+// The elements of a contiguous int64 tensor.
+std::vector<int64_t> Values(const Tensor& tensor) {
+  const auto* data = static_cast<const int64_t*>(tensor.const_data_ptr());
+  return {data, data + tensor.numel()};
+}
+
 uint64_t Word(const OptionalTensor& tensor) {
   if (!tensor) return 0;
   return static_cast<uint64_t>(*static_cast<const int64_t*>(tensor->const_data_ptr()));
@@ -95,11 +101,12 @@ Arguments Stack::TakeArguments() {
   // Braces fix the order: members are initialised as they are declared.
   return Arguments{Take<Tensor>(),         Take<Tensor>(),         Take<Tensor>(),
                    Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
-                   Take<OptionalTensor>(), Take<OptionalTensor>(), Take<int64_t>(),
-                   Take<std::string>(),    Take<double>(),         Take<double>(),
-                   Take<int64_t>(),        Take<int64_t>(),        Take<int64_t>(),
-                   Take<OptionalInts>(),   Take<OptionalInts>(),   Take<OptionalInts>(),
-                   Take<int64_t>(),        Take<std::string>()};
+                   Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
+                   Take<OptionalTensor>(), Take<int64_t>(),        Take<std::string>(),
+                   Take<double>(),         Take<double>(),         Take<int64_t>(),
+                   Take<int64_t>(),        Take<int64_t>(),        Take<OptionalInts>(),
+                   Take<OptionalInts>(),   Take<OptionalInts>(),   Take<int64_t>(),
+                   Take<std::string>()};
 }
 
 std::vector<int64_t> ShapeOf(const Tensor& tensor) {
@@ -122,8 +129,8 @@ Call ToCall(const Arguments& a) {
           .next_tockens = a.next_tockens,
           .inner_precise = a.inner_precise,
           .prefix = a.prefix,
-          .actual_seq_qlen = a.actual_seq_qlen,
-          .actual_seq_kvlen = a.actual_seq_kvlen,
+          .actual_seq_qlen = a.qlen_tensor ? Values(*a.qlen_tensor) : a.actual_seq_qlen,
+          .actual_seq_kvlen = a.kvlen_tensor ? Values(*a.kvlen_tensor) : a.actual_seq_kvlen,
           .sparse_mode = a.sparse_mode,
           .softmax_layout = a.softmax_layout,
           .sink = SpecOf(a.sink),

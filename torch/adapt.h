@@ -23,6 +23,9 @@ using OptionalInts = std::optional<std::vector<int64_t>>;
 struct Arguments {
   Tensor query, key, value;
   OptionalTensor pse, padding_mask, atten_mask, sink, dropout_mask;
+  // Instead of the lists of the same names: contiguous int64 tensors on the CPU, whose values a
+  // compiled graph does not know. No other tensor is read while a call is checked.
+  OptionalTensor qlen_tensor, kvlen_tensor;
   int64_t head_num;
   std::string input_layout;
   double scale, keep_prob;

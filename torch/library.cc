@@ -6,27 +6,24 @@
 #include "torch/operators.h"
 
 // As struct Arguments takes them off the stack.
-#define FUSION_ATTENTION_ARGUMENTS                                                           \
-  "Tensor query, Tensor key, Tensor value, Tensor? pse, Tensor? padding_mask, Tensor? "      \
-  "atten_mask, Tensor? sink, "                                                               \
-  "Tensor? dropout_mask, int head_num, str input_layout, float scale, float keep_prob, int " \
-  "pre_tockens, "                                                                            \
-  "int next_tockens, int inner_precise, int[]? prefix, int[]? actual_seq_qlen, int[]? "      \
-  "actual_seq_kvlen, "                                                                       \
-  "int sparse_mode, str softmax_layout"
+#define FUSION_ATTENTION_ARGUMENTS                                                                \
+  "Tensor query, Tensor key, Tensor value, Tensor? pse, Tensor? padding_mask, "                   \
+  "Tensor? atten_mask, Tensor? sink, Tensor? dropout_mask, Tensor? qlen_tensor, "                 \
+  "Tensor? kvlen_tensor, int head_num, str input_layout, float scale, float keep_prob, "          \
+  "int pre_tockens, int next_tockens, int inner_precise, int[]? prefix, int[]? actual_seq_qlen, " \
+  "int[]? actual_seq_kvlen, int sparse_mode, str softmax_layout"
 
 #define FUSION_ATTENTION_CHECKED \
   FUSION_ATTENTION_ARGUMENTS     \
-      ", Tensor? dy, Tensor? softmax_max, Tensor? softmax_sum, Tensor? attention_in, int? numels"
+  ", Tensor? dy, Tensor? softmax_max, Tensor? softmax_sum, Tensor? attention_in, int? numels"
 
 STABLE_TORCH_LIBRARY(fusion_attention, library) {
   library.def(
       "forward(" FUSION_ATTENTION_ARGUMENTS
       ", Tensor? seed, Tensor? offset) -> (Tensor out, Tensor softmax_max, Tensor softmax_sum)");
   library.def("backward(" FUSION_ATTENTION_ARGUMENTS
-              ", Tensor dy, Tensor softmax_max, Tensor softmax_sum, Tensor attention_in, int "
-              "numels, Tensor? seed, "
-              "Tensor? offset, bool wants_dpse, bool wants_dsink) "
+              ", Tensor dy, Tensor softmax_max, Tensor softmax_sum, Tensor attention_in, "
+              "int numels, Tensor? seed, Tensor? offset, bool wants_dpse, bool wants_dsink) "
               "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dpse, Tensor dsink)");
   library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");

@@ -6,7 +6,7 @@ operator are in the compiled library, which every entry calls before it does any
 
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,21 +14,40 @@ from torch import Tensor
 #: What `actual_seq_qlen`, `actual_seq_kvlen` and `prefix` may be: a sequence of integers or a 1-D
 #: integer tensor.
 Integers: TypeAlias = Sequence[int] | Tensor | None
-#: The operators' common arguments, in the order of their schemas: eight tensors, then twelve
-#: settings.
-Arguments: TypeAlias = tuple[Any, ...]
 
-TENSOR_NAMES = (
-    "query",
-    "key",
-    "value",
-    "pse",
-    "padding_mask",
-    "atten_mask",
-    "sink",
-    "dropout_mask",
-)
-TENSOR_COUNT = len(TENSOR_NAMES)
+
+class Arguments(NamedTuple):
+    """The operators' common arguments, in the order of their schemas."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pse: Tensor | None
+    padding_mask: Tensor | None
+    atten_mask: Tensor | None
+    sink: Tensor | None
+    dropout_mask: Tensor | None
+    qlen_tensor: Tensor | None  # in place of actual_seq_qlen, in a graph that has no values for it
+    kvlen_tensor: Tensor | None
+    head_num: int
+    input_layout: str
+    scale: float
+    keep_prob: float
+    pre_tockens: int
+    next_tockens: int
+    inner_precise: int
+    prefix: list[int] | None
+    actual_seq_qlen: list[int] | None
+    actual_seq_kvlen: list[int] | None
+    sparse_mode: int
+    softmax_layout: str
+
+
+COUNT = len(Arguments._fields)
+#: How many of them, at the front, are tensors.
+TENSOR_COUNT = Arguments._fields.index("head_num")
+#: Those that callers pass as tensors.
+TENSOR_NAMES = Arguments._fields[: TENSOR_COUNT - 2]
 _INTEGER_DTYPES = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
 
 
@@ -72,14 +91,7 @@ def integers(name: str, values: Integers) -> list[int] | None:
     if values is None:
         return None
     if isinstance(values, Tensor):
-        if values.dim() != 1 or values.dtype not in _INTEGER_DTYPES:
-            shape = list(values.shape)
-            raise fail(
-                name,
-                "to be 1-D and of integers when it is a tensor",
-                f"a {values.dtype} tensor of {shape}",
-            )
-        return values.tolist() or None
+        return _one_axis(name, values).tolist() or None
     try:
         # operator.index refuses floats and takes numpy's integers and one-element tensors.
         result = [operator.index(value) for value in values]
@@ -89,6 +101,20 @@ def integers(name: str, values: Integers) -> list[int] | None:
         if not -(2**63) <= value < 2**63:
             raise fail(name, "to hold integers of 64 bits", f"{name}[{index}]={value}")
     return result or None
+
+
+def unread_integers(name: str, values: Integers) -> Tensor | None:
+    """Returns `values` as a tensor for the operators to read, where Python must not: in a graph."""
+    if isinstance(values, Tensor) and torch.compiler.is_compiling():
+        return _one_axis(name, values).to("cpu", torch.int64).contiguous()
+    return None
+
+
+def _one_axis(name: str, values: Tensor) -> Tensor:
+    if values.dim() == 1 and values.dtype in _INTEGER_DTYPES:
+        return values
+    got = f"a {values.dtype} tensor of {list(values.shape)}"
+    raise fail(name, "to be 1-D and of integers when it is a tensor", got)
 
 
 def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
@@ -119,23 +145,35 @@ def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
             )
 
 
-def lengths(cumulative: Sequence[int]) -> list[int]:
-    """Returns the lengths that cumulative ones state; trailing zeros are unused sequences."""
-    begins = [0, *cumulative[:-1]]
-    return [max(end - begin, 0) for begin, end in zip(begins, cumulative, strict=True)]
-
-
 def dropout_numels(arguments: Arguments) -> int:
     """Returns how many dropout elements a call has.
 
-    B*N*Sq*Skv, or N times the sum of Sq*Skv over packed sequences. The arguments must have passed the operator's checks.
+    B*N*Sq*Skv, or N times the sum of Sq*Skv over packed sequences. The arguments must have passed
+    the operator's checks.
     """
-    query, key = arguments[0], arguments[1]
-    head_num, input_layout = arguments[8], arguments[9].upper()
-    if input_layout == "TND":
-        pairs = zip(lengths(arguments[16]), lengths(arguments[17]), strict=True)
-        return head_num * sum(q_len * kv_len for q_len, kv_len in pairs)
-    batch_axis, token_axis = {"BSH": (0, 1), "SBH": (1, 0), "BSND": (0, 1), "BNSD": (0, 2)}[
-        input_layout
-    ]
-    return query.shape[batch_axis] * head_num * query.shape[token_axis] * key.shape[token_axis]
+    query, key = arguments.query, arguments.key
+    layout = arguments.input_layout.upper()
+    if layout == "TND":
+        if arguments.qlen_tensor is not None or arguments.kvlen_tensor is not None:
+            q_lens = _lengths_of(arguments.qlen_tensor, arguments.actual_seq_qlen)
+            kv_lens = _lengths_of(arguments.kvlen_tensor, arguments.actual_seq_kvlen)
+            return arguments.head_num * (q_lens * kv_lens).sum().item()
+        pairs = zip(
+            _lengths(arguments.actual_seq_qlen), _lengths(arguments.actual_seq_kvlen), strict=True
+        )
+        return arguments.head_num * sum(q_len * kv_len for q_len, kv_len in pairs)
+    batch_axis, token_axis = {"BSH": (0, 1), "SBH": (1, 0), "BSND": (0, 1), "BNSD": (0, 2)}[layout]
+    tokens = query.shape[token_axis] * key.shape[token_axis]
+    return query.shape[batch_axis] * arguments.head_num * tokens
+
+
+def _lengths(ends: Sequence[int]) -> list[int]:
+    """Returns the lengths of sequences that end there; trailing zeros are unused sequences."""
+    return [max(end - begin, 0) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _lengths_of(tensor: Tensor | None, ends: Sequence[int] | None) -> Tensor:
+    """The same as a tensor, of ends in either form."""
+    if tensor is None:
+        tensor = torch.tensor(ends, dtype=torch.int64)
+    return torch.diff(tensor, prepend=tensor.new_zeros(1)).clamp(min=0)

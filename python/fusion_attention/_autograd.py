@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fusion_attention import _library
-from fusion_attention._arguments import TENSOR_COUNT, Arguments
+from fusion_attention._arguments import COUNT, TENSOR_COUNT, Arguments
 
-_COMMON = 20
-_PSE = 3
-_SINK = 6
+_PSE = Arguments._fields.index("pse")
+_SINK = Arguments._fields.index("sink")
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,9 +25,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     out, softmax_max, softmax_sum = output
     ctx.mark_non_differentiable(softmax_max, softmax_sum)
     ctx.set_materialize_grads(False)
-    seed, offset = inputs[_COMMON:]
+    seed, offset = inputs[COUNT:]
     ctx.save_for_backward(*inputs[:TENSOR_COUNT], seed, offset, out, softmax_max, softmax_sum)
-    ctx.settings = inputs[TENSOR_COUNT:_COMMON]
+    ctx.settings = inputs[TENSOR_COUNT:COUNT]
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -95,6 +94,15 @@ class _Gradient(torch.autograd.Function):
     vmap = staticmethod(no_vmap)
 
 
+def _distinct(inputs: tuple[Any, ...]) -> list[Any]:
+    """Makes every tensor another object: dynamo traces no Function that gets one of them twice."""
+    result: list[Any] = []
+    for value in inputs:
+        repeated = isinstance(value, Tensor) and any(value is earlier for earlier in result)
+        result.append(value.view_as(value) if repeated else value)
+    return result
+
+
 def attention(
     arguments: Arguments, seed: Tensor | None, offset: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,7 +111,8 @@ def attention(
         return _TransformableAttention.apply(*arguments, seed, offset)
     # Without any recording the operator alone would do; a dual number must not lose its tangent.
     if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-        return _Attention.apply(*arguments, seed, offset)
+        inputs = (*arguments, seed, offset)
+        return _Attention.apply(*(_distinct(inputs) if torch.compiler.is_compiling() else inputs))
     return _library.forward(*arguments, seed, offset)
 
 

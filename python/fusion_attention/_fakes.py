@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fusion_attention import _library
-from fusion_attention._arguments import TENSOR_COUNT, Arguments
+from fusion_attention._arguments import COUNT, TENSOR_COUNT, Arguments
 from fusion_attention._autograd import no_vmap
 
 
@@ -22,10 +22,9 @@ def _known(size: int | torch.SymInt) -> int | None:
 
 def _check(arguments: Arguments, gradient: tuple[Any, ...] = (None,) * 5) -> None:
     tensors = (*arguments[:TENSOR_COUNT], *gradient[:4])
-    shapes = [
-        None if tensor is None else [_known(size) for size in tensor.shape] for tensor in tensors
-    ]
-    if any(shape is not None and None in shape for shape in shapes):
+    shapes = [None if tensor is None else [_known(n) for n in tensor.shape] for tensor in tensors]
+    unknown = any(shape is not None and None in shape for shape in shapes)
+    if unknown or arguments.qlen_tensor is not None or arguments.kvlen_tensor is not None:
         return  # the real call will check
     with _disable_current_modes():
         metas = [
@@ -33,14 +32,15 @@ def _check(arguments: Arguments, gradient: tuple[Any, ...] = (None,) * 5) -> Non
             for tensor, shape in zip(tensors, shapes, strict=True)
         ]
         _library.check_shapes(
-            *metas[:TENSOR_COUNT], *arguments[TENSOR_COUNT:20], *metas[TENSOR_COUNT:], gradient[4]
+            *metas[:TENSOR_COUNT], *arguments[TENSOR_COUNT:], *metas[TENSOR_COUNT:], gradient[4]
         )
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = Arguments(*inputs[:COUNT])
     _check(arguments)
-    query, key, value = arguments[:3]
-    head_num, layout = arguments[8], arguments[9].upper()
+    query, key, value = arguments.query, arguments.key, arguments.value
+    head_num, layout = arguments.head_num, arguments.input_layout.upper()
     if layout in ("BSH", "SBH"):
         kv_heads = key.shape[2] // (query.shape[2] // head_num)
         value_dim = value.shape[2] // kv_heads
@@ -61,22 +61,24 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return out, softmax_max, softmax_sum
 
 
-def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(arguments, arguments[20:25])
-    query, key, value, pse = arguments[:4]
-    sink, (wants_dpse, wants_dsink) = arguments[6], arguments[27:29]
+def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = Arguments(*inputs[:COUNT])
+    _check(arguments, inputs[COUNT : COUNT + 5])
+    wants_dpse, wants_dsink = inputs[-2:]
+    query, pse, sink = arguments.query, arguments.pse, arguments.sink
     return (
         query.new_empty(query.shape),
-        key.new_empty(key.shape),
-        value.new_empty(value.shape),
+        query.new_empty(arguments.key.shape),
+        query.new_empty(arguments.value.shape),
         query.new_empty(pse.shape if wants_dpse and pse is not None else 0),
         query.new_empty(sink.shape if wants_dsink and sink is not None else 0, dtype=torch.float32),
     )
 
 
-def _checked(*arguments: Any) -> Tensor:
-    _check(arguments, arguments[20:25])
-    return arguments[0].new_empty(0, dtype=torch.float32)
+def _checked(*inputs: Any) -> Tensor:
+    arguments = Arguments(*inputs[:COUNT])
+    _check(arguments, inputs[COUNT:])
+    return arguments.query.new_empty(0, dtype=torch.float32)
 
 
 torch.library.register_fake("fusion_attention::forward", _forward)

@@ -1,8 +1,8 @@
 """Where a call's dropout (seed, offset) come from when the caller gives none.
 
-They come from PyTorch's generator of the device. The pair is a pure function of the generator's state, so manual_seed(), fork_rng(),
-get/set_rng_state() and activation checkpointing reproduce the mask. It travels as two 0-dim int64
-tensors, which a compiled graph can carry.
+They come from PyTorch's generator of the device. The pair is a pure function of the generator's
+state, so manual_seed(), fork_rng(), get/set_rng_state() and activation checkpointing reproduce the
+mask. It travels as two 0-dim int64 tensors, which a compiled graph can carry.
 """
 
 import torch

@@ -43,10 +43,11 @@ def npu_fusion_attention(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
     """Computes `dropout(softmax(mask((query @ key.T + pse) * scale))) @ value`.
 
-    The scores are never stored. The formula is that of torch_npu.npu_fusion_attention's page (pse_type 1); docs/numerics.md
-    states it with all its corner cases. Results are exact up to fp32 accumulation and one rounding,
-    and do not depend on the number of threads. Differentiable in query, key, value, pse and sink.
-    Works under torch.compile(fullgraph=True), autocast and activation checkpointing.
+    The scores are never stored. The formula is that of torch_npu.npu_fusion_attention's page
+    (pse_type 1); docs/numerics.md states it with all its corner cases. Results are exact up to fp32
+    accumulation and one rounding, and do not depend on the number of threads. Differentiable in
+    query, key, value, pse and sink. Works under torch.compile(fullgraph=True), autocast and
+    activation checkpointing.
 
     Letters: B batch, N heads of query, Nkv heads of key and value (N is a multiple of it), Sq and
     Skv tokens, D and Dv <= D channels of a head, T tokens of all packed sequences together.
@@ -119,14 +120,12 @@ def npu_fusion_attention(
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         tensors = _autocast(tensors)
-    settings = _settings(
-        head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise, prefix,
-        actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
+    arguments = _arguments(
+        tensors, head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise,
+        prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
-    arguments = (*tensors, *settings)
-
     seed_word = offset_word = None
-    if _random.draws(settings[3], dropout_mask):
+    if _random.draws(arguments.keep_prob, dropout_mask):
         if seed != 0:
             seed_word = _random.as_word("seed", seed)
             offset_word = _random.as_word("offset", offset)
@@ -184,9 +183,9 @@ def npu_fusion_attention_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Computes the gradients of `npu_fusion_attention` from its results.
 
-    Context-parallel training calls it so. The formula is FlashAttention-2's backward pass (Dao 2023, algorithm 2): the probabilities are
-    recomputed from the stored row statistics. Arguments not listed are those of the forward call
-    and must be equal to them.
+    Context-parallel training calls it so. The formula is FlashAttention-2's backward pass (Dao
+    2023, algorithm 2): the probabilities are recomputed from the stored row statistics. Arguments
+    not listed are those of the forward call and must be equal to them.
 
     Args:
         query: As in the forward call; so are key, value and all arguments not listed here.
@@ -256,21 +255,22 @@ def npu_fusion_attention_grad(
                 "The gradient needs the forward call's results.",
             )
         arg.check_tensors(("query", name), (query, result))
-    settings = _settings(
-        head_num, input_layout, scale_value, keep_prob, pre_tockens, next_tockens, inner_precise,
+    arguments = _arguments(
+        tensors, head_num, input_layout, scale_value, keep_prob, pre_tockens, next_tockens,
+        inner_precise,
         prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
     seed_word = offset_word = None
-    if _random.draws(settings[3], dropout_mask):
+    if _random.draws(arguments.keep_prob, dropout_mask):
         seed_word = _random.as_word("seed", seed)
         offset_word = _random.as_word("offset", offset)
     # In a graph of dynamic shapes numels is a symbol; handing it over would fix the shapes.
     numels = 0 if torch.compiler.is_compiling() else arg.integer("numels", numels)
     dq, dk, dv, dpse, dsink = _autograd.gradient(
-        (*tensors, *settings),
+        arguments,
         (
             *results,
-            arg.integer("numels", numels),
+            numels,
             seed_word,
             offset_word,
             pse is not None,
@@ -280,7 +280,8 @@ def npu_fusion_attention_grad(
     return dq, dk, dv, dpse if pse is not None else None, dsink if sink is not None else None
 
 
-def _settings(
+def _arguments(
+    tensors: tuple[Tensor | None, ...],
     head_num: int,
     input_layout: str,
     scale: float,
@@ -294,8 +295,13 @@ def _settings(
     sparse_mode: int,
     softmax_layout: str,
 ) -> Arguments:
-    """Returns the twelve settings in the order and the types of the operators' schemas."""
-    return (
+    """Returns everything in the order and the types of the operators' schemas."""
+    qlen_tensor = arg.unread_integers("actual_seq_qlen", actual_seq_qlen)
+    kvlen_tensor = arg.unread_integers("actual_seq_kvlen", actual_seq_kvlen)
+    return Arguments(
+        *tensors,
+        qlen_tensor,
+        kvlen_tensor,
         arg.integer("head_num", head_num),
         arg.string("input_layout", input_layout),
         arg.number("scale", scale),
@@ -304,8 +310,8 @@ def _settings(
         arg.integer("next_tockens", next_tockens),
         arg.integer("inner_precise", inner_precise),
         arg.integers("prefix", prefix),
-        arg.integers("actual_seq_qlen", actual_seq_qlen),
-        arg.integers("actual_seq_kvlen", actual_seq_kvlen),
+        None if qlen_tensor is not None else arg.integers("actual_seq_qlen", actual_seq_qlen),
+        None if kvlen_tensor is not None else arg.integers("actual_seq_kvlen", actual_seq_kvlen),
         arg.integer("sparse_mode", sparse_mode),
         arg.string("softmax_layout", softmax_layout),
     )
