@@ -36,10 +36,10 @@ class [[nodiscard]] Status {
 template <typename T>
 class [[nodiscard]] StatusOr {
  public:
-  StatusOr(Status status) : status_(std::move(status)) {
-    assert(!status_.ok());
-  }                                                // NOLINT: implicit
-  StatusOr(T value) : value_(std::move(value)) {}  // NOLINT: implicit
+  // Implicit, so that a function can return either. NOLINTNEXTLINE(google-explicit-constructor)
+  StatusOr(Status status) : status_(std::move(status)) { assert(!status_.ok()); }
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  StatusOr(T value) : value_(std::move(value)) {}
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
