@@ -17,8 +17,8 @@ type. Then
    sums keep the number of levels small.
 3. Storing rounds once: u_out of the computed value, whose size is at most |g| + A, or half the
 smallest subnormal.
-4. A weight under the smallest normal number may be flushed to zero. `magnitude` counts each visible
-   weight p as p + smallest / (16 u), so that 16 u A covers that loss too.
+4. A weight or a dS under the smallest normal number may be flushed to zero. `magnitude` counts each
+   visible one as larger by smallest / (16 u), so that 16 u A covers that loss too.
 5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient is computed from that
    same attention_in, so its rounding is no error. softmax_max and softmax_sum are stored in float32
    whatever the inputs' type: softmax_sum belongs to the stored maximum, and a gradient starts from

@@ -123,7 +123,8 @@ def _traced(call: dict, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
         bits = oracle.keep_mask(
             call["seed"], call["offset"], geometry.numels, keep_prob, torch.float64
         )
-        weights = weights * bits.reshape(weights.shape) / keep_prob
+        factor = (1 / torch.tensor(keep_prob)).double()
+        weights = weights * bits.reshape(weights.shape) * factor
     return weights @ value
 
 

@@ -66,7 +66,7 @@ class _Sums:
 
 
 def _smallest_weight(dtype: torch.dtype) -> float:
-    """Counted with each visible weight, so that bounds cover weights lost to underflow."""
+    """Counted with each visible weight and dS, so that bounds cover those lost to underflow."""
     smallest, unit = (2.0**-1022, 2.0**-53) if dtype == torch.float64 else (2.0**-126, 2.0**-24)
     return smallest / (16 * unit)
 
@@ -74,15 +74,17 @@ def _smallest_weight(dtype: torch.dtype) -> float:
 def _keep(call: Mapping[str, Any], geometry: Geometry) -> tuple[torch.Tensor | None, float]:
     """Flat keep bits over all dropout elements (None: all kept) and the factor of the kept ones."""
     keep_prob = float(call.get("keep_prob", 1.0))
+    # The device multiplies by the float32 reciprocal, whatever the inputs' type.
+    factor = (1 / torch.tensor(keep_prob, dtype=torch.float32)).item()
     if call.get("dropout_mask") is not None:
-        return unpack(call["dropout_mask"], geometry.numels), 1.0 / keep_prob
+        return unpack(call["dropout_mask"], geometry.numels), factor
     if abs(keep_prob - 1.0) < 1e-9:
         return None, 1.0
     if keep_prob < 1e-9:
         return torch.zeros(geometry.numels, dtype=torch.bool), 0.0
     seed, offset = call.get("seed", 0), call.get("offset", 0)
     bits = keep_mask(seed, offset, geometry.numels, keep_prob, call["query"].dtype)
-    return bits, 1.0 / keep_prob
+    return bits, factor
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -193,6 +195,7 @@ def attention(
         dp, dp_magnitude = (d_out @ v.mT) * factor, (d_out.abs() @ v.abs().mT) * factor
         ds = p * (dp - delta)
         ds_magnitude = p_magnitude * (dp_magnitude + delta_magnitude)
+        ds_magnitude = torch.where(ds_magnitude > 0, ds_magnitude + tiny, 0.0)
         key_limit = torch.where(seen, limit[..., None], 0.0).amax(1)[..., None]
 
         def per_kv_head(tensor: torch.Tensor) -> torch.Tensor:
@@ -219,7 +222,7 @@ def attention(
         if dsink is not None:
             p_sink = torch.where(empty, 0.0, (sinks - maximum).exp() / total)
             dsink.value -= (p_sink * delta[..., 0]).sum(-1)
-            dsink.magnitude += (p_sink * delta_magnitude[..., 0]).sum(-1)
+            dsink.magnitude += ((p_sink + tiny) * delta_magnitude[..., 0]).sum(-1)
             dsink.score = torch.maximum(dsink.score, limit.amax(-1))
 
     def statistics(tensor: torch.Tensor) -> torch.Tensor:
