@@ -2,9 +2,9 @@
 // the files validate*.cc, one topic each, in the order of kStages below; docs/errors.md lists them
 // in the same order. The first broken rule is what the caller hears. A new rule is one
 // `Broken(...)` in the stage that it belongs to, a row in docs/errors.md and a row in
-// tests/cc/problem/reject_rows_*.cc; tests fail if one of the three is missing. No rule reads tensor
-// data (validate_mask_content.cc apart), and all arithmetic saturates or is bounded by earlier
-// rules.
+// tests/cc/problem/reject_rows_*.cc; tests fail if one of the three is missing. No rule reads
+// tensor data (validate_mask_content.cc apart), and all arithmetic saturates or is bounded by
+// earlier rules.
 #include "src/problem/validate.h"
 
 #include <algorithm>

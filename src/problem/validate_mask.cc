@@ -156,7 +156,7 @@ Status CheckPackedMode4(const Call& call, const Problem& problem) {
 Status CheckCausalLengths(const Call& call, const Problem& problem) {
   for (const Sequence& sequence : problem.packed) {
     if (sequence.q_len == 0 || sequence.q_len <= sequence.kv_len) continue;
-    return Broken("sequences", "to have Sq <= Skv in layout TND, sparse_mode 3 and 7",
+    return Broken("actual_seq_kvlen", "to give Skv >= Sq in layout TND, sparse_mode 3 and 7",
                   {ShowSq(sequence), ShowSkv(sequence), ShowIndex(sequence),
                    ShowInt("sparse_mode", call.sparse_mode)},
                   "Rows above the bottom-right diagonal would see no key; use sparse_mode 2 or 8.");

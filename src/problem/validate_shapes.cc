@@ -183,7 +183,7 @@ Status CheckSequences(const Call& call, Draft& draft) {
     const int64_t numels =
         SaturatingProduct({problem.batch, problem.q_heads, problem.q_len, problem.kv_len});
     if (numels == kSaturated) {
-      return Broken("query and key", "to have B * N * Sq * Skv below 2^63 - 1",
+      return Broken("query", "and key to have B * N * Sq * Skv below 2^63 - 1",
                     {ShowShape("query", call.query), ShowShape("key", call.key)},
                     "Split the batch, the heads or the sequence.");
     }

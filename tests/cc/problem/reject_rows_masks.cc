@@ -214,21 +214,23 @@ std::vector<Reject> MaskRejects() {
          SetMask(c, 3, {2048, 2048});
          SetEnds(c, {3, 8}, {4, 8});
        },
-       "sequences to have Sq <= Skv in layout TND, sparse_mode 3 and 7, but got Sq=5 (Skv=4, "
+       "actual_seq_kvlen to give Skv >= Sq in layout TND, sparse_mode 3 and 7, but got Sq=5 "
+       "(Skv=4, "
        "sequence=1"},
       {"packed_3_no_keys", Packed,
        [](Call& c) {
          SetMask(c, 3, {2048, 2048});
          SetEnds(c, {3, 4}, {4, 4});
        },
-       "sequences to have Sq <= Skv in layout TND, sparse_mode 3 and 7"},
+       "actual_seq_kvlen to give Skv >= Sq in layout TND, sparse_mode 3 and 7"},
       {"mode_7_more_rows", Packed,
        [](Call& c) {
          SetMask(c, 7, {2048, 2048});
          SetTokens(c, 100, 0);
          SetEnds(c, {5, 6}, {4, 9});
        },
-       "sequences to have Sq <= Skv in layout TND, sparse_mode 3 and 7, but got Sq=5 (Skv=4, "
+       "actual_seq_kvlen to give Skv >= Sq in layout TND, sparse_mode 3 and 7, but got Sq=5 "
+       "(Skv=4, "
        "sequence=0"},
       {"mode_7_next", Packed,
        [](Call& c) {
