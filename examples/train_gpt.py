@@ -54,7 +54,7 @@ FULL = Options(
     minutes=4.0,
     steps=None,
     tokens=2048,
-    model=GPTConfig(layers=4, heads=4, head_dim=48, context=512),
+    model=GPTConfig(),
     learning_rate=3e-3,
     sample_bytes=512,
     compare_tokens=4096,

@@ -28,8 +28,8 @@ class GPTConfig:
 
     layers: int = 4
     heads: int = 4
-    head_dim: int = 64
-    context: int = 1024
+    head_dim: int = 32
+    context: int = 512
     keep_prob: float = 0.9
 
     @property

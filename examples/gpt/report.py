@@ -80,10 +80,10 @@ def draw_losses(history: History, gzip_bits: float, path: Path) -> None:
         axes.axhline(gzip_bits, color=GREEN, linestyle="--", linewidth=1.2)
         axes.annotate(
             f"gzip -9 on those files: {gzip_bits:.2f}",
-            (read[-1], gzip_bits),
-            xytext=(0, 4),
+            (0, gzip_bits),
+            xytext=(6, -5),
             textcoords="offset points",
-            ha="right",
+            va="top",
             color=GREEN,
         )
         final = history.held_out[-1][1] / math.log(2)
@@ -96,7 +96,7 @@ def draw_losses(history: History, gzip_bits: float, path: Path) -> None:
             color=ORANGE,
             fontweight="bold",
         )
-        axes.set_ylim(min(min(bits), gzip_bits, final) - 0.3, min(max(bits), 8.0) + 0.2)
+        axes.set_ylim(min(min(bits), gzip_bits, final) - 0.6, min(max(bits), 8.0) + 0.2)
         axes.set_xlim(0, read[-1] * 1.06)
         axes.set_xlabel("source code read, MB")
         axes.set_ylabel("loss, bits per byte")
@@ -141,7 +141,7 @@ def label_document(axes: plt.Axes, name: str, begin: int, length: int, total: in
     middle = begin + length / 2
     on_the_right = middle < total * 0.72
     axes.annotate(
-        f"{name}, {length} B",
+        f"{name}, {length} tokens",
         (middle, middle) if on_the_right else (begin, middle),
         xytext=(8 if on_the_right else -6, 0),
         textcoords="offset points",
