@@ -21,6 +21,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL=$jobs
 
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  # So that another clone, in another folder, finds the same objects.
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 fi
 
 # say TEXT: one line of progress, with the seconds since the script began.
