@@ -36,6 +36,9 @@ inline KeepThreshold KeepThresholdOf(DType dtype, double keep_prob) {
           .threshold = static_cast<uint32_t>(std::ceil(std::ldexp(rounded, bits)))};
 }
 
+// What a kept weight is multiplied by, for every dtype: 1 / keep_prob as the device rounds it.
+inline float KeepFactor(double keep_prob) { return 1.0f / static_cast<float>(keep_prob); }
+
 // The ten rounds: four random words from a 128-bit counter and a 64-bit key, least significant
 // words first.
 constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,

@@ -57,10 +57,11 @@ void BackwardRow(const Problem& problem, const BackwardArgs& args, const HeadInd
   for (size_t n = 0; n < visible.keys.size(); ++n) {
     const int64_t j = visible.keys[n];
     const double p = std::exp(visible.scores[n] - max) / sum;
-    const double drop = DropoutFactor(problem, args.inputs, at, row, j);
-    const double dp = drop * Dot(dy, kv.value.Row(j), problem.value_dim);
+    const double dropped_p = Dropped(problem, args.inputs, at, row, j, p);
+    const double dp =
+        Dropped(problem, args.inputs, at, row, j, Dot(dy, kv.value.Row(j), problem.value_dim));
     const double ds = problem.scale * (p * (dp - out_dot_dy));
-    for (int64_t c = 0; c < problem.value_dim; ++c) kv.dv.Row(j)[c] += drop * p * dy[c];
+    for (int64_t c = 0; c < problem.value_dim; ++c) kv.dv.Row(j)[c] += dropped_p * dy[c];
     for (int64_t c = 0; c < problem.head_dim; ++c) {
       dq[c] += ds * kv.key.Row(j)[c];
       kv.dk.Row(j)[c] += ds * query[c];

@@ -33,7 +33,7 @@ RowResult AttendRow(const Problem& problem, const Inputs& inputs, const HeadInde
     const int64_t j = visible.keys[n];
     const double weight = std::exp(visible.scores[n] - max);
     sum += weight;
-    const double dropped = weight * DropoutFactor(problem, inputs, at, row, j);
+    const double dropped = Dropped(problem, inputs, at, row, j, weight);
     for (int64_t c = 0; c < problem.value_dim; ++c) out[c] += dropped * value.Row(j)[c];
   }
   for (int64_t c = 0; c < problem.value_dim; ++c) out[c] /= sum;

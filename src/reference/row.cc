@@ -31,6 +31,24 @@ double Pse(const Problem& problem, const Inputs& inputs, const HeadIndex& at, in
 // A maximum that keeps NaN.
 double Maximum(double a, double b) { return b > a || std::isnan(b) ? b : a; }
 
+bool Keeps(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+           int64_t key) {
+  const Sequence& s = at.sequence;
+  const int64_t element = s.dropout_begin + (at.head * s.q_len + row) * s.kv_len + key;
+  switch (problem.dropout) {
+    case DropoutKind::kNone:
+      return true;
+    case DropoutKind::kDropAll:
+      return false;
+    case DropoutKind::kPhilox:
+      return Keep(inputs.seed, inputs.offset, element,
+                  KeepThresholdOf(problem.dtype, problem.keep_prob));
+    case DropoutKind::kExternal:
+      return (inputs.dropout_mask[element / 8] >> (element % 8) & 1) != 0;
+  }
+  return true;
+}
+
 }  // namespace
 
 bool HasNoScores(const Problem& problem, const Sequence& sequence) {
@@ -59,25 +77,10 @@ VisibleRow ScoresOfRow(const Problem& problem, const Inputs& inputs, const HeadI
   return visible;
 }
 
-double DropoutFactor(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
-                     int64_t key) {
-  const Sequence& s = at.sequence;
-  const int64_t element = s.dropout_begin + (at.head * s.q_len + row) * s.kv_len + key;
-  bool keep = true;
-  switch (problem.dropout) {
-    case DropoutKind::kNone:
-      return 1;
-    case DropoutKind::kDropAll:
-      return 0;
-    case DropoutKind::kPhilox:
-      keep = Keep(inputs.seed, inputs.offset, element,
-                  KeepThresholdOf(problem.dtype, problem.keep_prob));
-      break;
-    case DropoutKind::kExternal:
-      keep = (inputs.dropout_mask[element / 8] >> (element % 8) & 1) != 0;
-      break;
-  }
-  return keep ? 1 / problem.keep_prob : 0;
+double Dropped(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+               int64_t key, double weight) {
+  if (problem.dropout == DropoutKind::kNone) return weight;
+  return Keeps(problem, inputs, at, row, key) ? weight * KeepFactor(problem.keep_prob) : 0;
 }
 
 }  // namespace fusion_attention::reference

@@ -37,9 +37,10 @@ bool HasNoScores(const Problem& problem, const Sequence& sequence);
 VisibleRow ScoresOfRow(const Problem& problem, const Inputs& inputs, const HeadIndex& at,
                        const Matrix& query, const Matrix& key, int64_t row);
 
-// What dropout multiplies the weight of (row, key) by: 0 or 1 / keep_prob.
-double DropoutFactor(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
-                     int64_t key);
+// The weight of (row, key) after dropout: 0 if it is dropped, whatever it was, else times 1 /
+// keep_prob.
+double Dropped(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+               int64_t key, double weight);
 
 // Where score (row, key) finds its pse, as row and key of the stored tensor.
 PseElement PseElementOf(const Problem& problem, const Sequence& sequence, int64_t row, int64_t key);

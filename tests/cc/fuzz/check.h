@@ -1,0 +1,16 @@
+// What must hold for one random case, and for random hostile calls.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace fusion_attention::fuzz {
+
+// Runs the case of `seed` on `backend`. Returns nothing if all is well, else one line that says
+// what is not.
+std::string CheckCase(uint64_t seed, const std::string& backend);
+
+// Validates hostile calls derived from the case of `seed`.
+std::string CheckHostileCalls(uint64_t seed);
+
+}  // namespace fusion_attention::fuzz

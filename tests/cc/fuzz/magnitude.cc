@@ -1,0 +1,202 @@
+// The formulas of the operator once more, with absolute values in place of values.
+#include "tests/cc/fuzz/magnitude.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "src/reference/row.h"
+
+namespace fusion_attention::fuzz {
+namespace {
+
+using reference::HeadIndex;
+using reference::Matrix;
+using reference::ReadRows;
+using reference::VisibleRow;
+
+double AbsDot(const double* a, const double* b, int64_t size) {
+  double sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += std::fabs(a[i] * b[i]);
+  return sum;
+}
+
+// A row of one head with its operands.
+struct Row {
+  HeadIndex at;
+  int64_t kv_head;
+  int64_t row;
+  VisibleRow visible;
+  double score_size;  // the largest |scale| * (sum |q k| + |pse|), and |sink|
+};
+
+double ScoreSize(const Problem& p, const Inputs& in, const Row& row, const Matrix& query,
+                 const Matrix& key) {
+  const Sequence& s = row.at.sequence;
+  double largest = p.has_sink ? std::fabs(in.sink[row.at.head]) : 0;
+  for (const int64_t j : row.visible.keys) {
+    double size = AbsDot(query.Row(row.row), key.Row(j), p.head_dim);
+    if (p.pse.kind != PseKind::kNone) {
+      const PseElement e = reference::PseElementOf(p, s, row.row, j);
+      const ScoreStrides& t = in.pse.strides;
+      size += std::fabs(reference::Load(
+          in.pse.data, in.pse.dtype,
+          s.batch * t.batch + row.at.head * t.head + e.row * t.row + e.key * t.key));
+    }
+    size *= std::fabs(p.scale);
+    if (std::isfinite(size)) largest = std::max(largest, size);
+  }
+  return largest;
+}
+
+// Calls visit(row, value) for every row of every head that attends to something.
+template <typename Visit>
+void ForEachRow(const Problem& p, const Inputs& in, Visit visit) {
+  for (int64_t n = 0; n < p.sequences(); ++n) {
+    const Sequence s = p.SequenceAt(n);
+    if (reference::HasNoScores(p, s)) continue;
+    for (int64_t head = 0; head < p.q_heads; ++head) {
+      const int64_t kv_head = head / p.group();
+      const Matrix query = ReadRows(in.query, s.batch, head, s.q_begin, s.q_len, p.head_dim);
+      const Matrix key = ReadRows(in.key, s.batch, kv_head, s.kv_begin, s.kv_len, p.head_dim);
+      const Matrix value = ReadRows(in.value, s.batch, kv_head, s.kv_begin, s.kv_len, p.value_dim);
+      for (int64_t i = 0; i < s.q_len; ++i) {
+        Row row = {{s, head}, kv_head, i, {}, 0};
+        row.visible = ScoresOfRow(p, in, row.at, query, key, i);
+        if (row.visible.Empty()) continue;
+        row.score_size = ScoreSize(p, in, row, query, key);
+        visit(row, query, key, value);
+      }
+    }
+  }
+}
+
+// First element of a token of one head in a contiguous [batch, heads, tokens, dim].
+int64_t TokenIndex(const Problem& p, const Sequence& s, int64_t heads, int64_t tokens, int64_t dim,
+                   int64_t head, int64_t token) {
+  const int64_t batch = p.layout == Layout::kTND ? 0 : s.batch;
+  return ((batch * heads + head) * tokens + token) * dim;
+}
+
+double ElementOf(const std::vector<char>& bytes, DType dtype, int64_t index) {
+  return reference::Load(bytes.data(), dtype, index);
+}
+
+}  // namespace
+
+double UnitRoundoff(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return 0x1p-11;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    case DType::kFloat32:
+      return 0x1p-24;
+    default:
+      return 0x1p-53;
+  }
+}
+
+double ArithmeticRoundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }
+
+double SmallestNormal(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-1022 : 0x1p-126; }
+
+double SmallestDistance(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-133;
+    case DType::kFloat32:
+      return 0x1p-149;
+    default:
+      return 0x1p-1074;
+  }
+}
+
+ForwardMagnitudes MagnitudesOfForward(const Problem& p, const Inputs& in) {
+  const Four extent = OutExtent(p);
+  ForwardMagnitudes m;
+  m.out.resize(extent[0] * extent[1] * extent[2] * extent[3]);
+  m.score_size.resize(StatisticsSize(p));
+  ForEachRow(p, in, [&](const Row& row, const Matrix&, const Matrix&, const Matrix& value) {
+    const Sequence& s = row.at.sequence;
+    const double max = row.visible.maximum;
+    double sum = p.has_sink ? std::exp(in.sink[row.at.head] - max) : 0;
+    for (const double score : row.visible.scores) sum += std::exp(score - max);
+    Magnitude* const out =
+        &m.out[TokenIndex(p, s, p.q_heads, p.q_len, p.value_dim, row.at.head, s.q_begin + row.row)];
+    for (size_t n = 0; n < row.visible.keys.size(); ++n) {
+      const int64_t j = row.visible.keys[n];
+      const double weight =
+          Dropped(p, in, row.at, row.row, j, std::exp(row.visible.scores[n] - max) / sum);
+      for (int64_t c = 0; c < p.value_dim; ++c) {
+        out[c].Add(weight, value.Row(j)[c], row.score_size);
+      }
+    }
+    std::fill_n(m.score_size.begin() + p.StatisticsIndex(s, row.at.head, row.row), 8,
+                row.score_size);
+  });
+  return m;
+}
+
+BackwardMagnitudes MagnitudesOfBackward(const Problem& p, const Inputs& in, ConstTensorView dy,
+                                        const Results& given) {
+  const auto size = [](const Four& e) { return e[0] * e[1] * e[2] * e[3]; };
+  BackwardMagnitudes m;
+  m.dq.resize(size(QueryExtent(p)));
+  m.dk.resize(size(KeyExtent(p)));
+  m.dv.resize(size(ValueExtent(p)));
+  m.dpse.resize(PseSize(p));
+  m.dsink.resize(p.has_sink ? p.q_heads : 0);
+  const auto* const given_max = reinterpret_cast<const float*>(given.max.data());
+  const auto* const given_sum = reinterpret_cast<const float*>(given.sum.data());
+  ForEachRow(
+      p, in, [&](const Row& row, const Matrix& query, const Matrix& key, const Matrix& value) {
+        const Sequence& s = row.at.sequence;
+        const int64_t head = row.at.head;
+        const int64_t token = s.q_begin + row.row;
+        const int64_t statistics = p.StatisticsIndex(s, head, row.row);
+        const double max = given_max[statistics];
+        const double sum = given_sum[statistics];
+        const Matrix dy_row = ReadRows(dy, s.batch, head, token, 1, p.value_dim);
+        const int64_t out = TokenIndex(p, s, p.q_heads, p.q_len, p.value_dim, head, token);
+        double delta = 0;  // sum |o do|
+        for (int64_t c = 0; c < p.value_dim; ++c) {
+          const double o = ElementOf(given.out, p.dtype, out + c);
+          delta += o == 0 ? 0 : std::fabs(o * dy_row.Row(0)[c]);
+        }
+        Magnitude* const dq = &m.dq[TokenIndex(p, s, p.q_heads, p.q_len, p.head_dim, head, token)];
+        for (size_t n = 0; n < row.visible.keys.size(); ++n) {
+          const int64_t j = row.visible.keys[n];
+          const int64_t key_token = s.kv_begin + j;
+          Magnitude* const dk =
+              &m.dk[TokenIndex(p, s, p.kv_heads, p.kv_len, p.head_dim, row.kv_head, key_token)];
+          Magnitude* const dv =
+              &m.dv[TokenIndex(p, s, p.kv_heads, p.kv_len, p.value_dim, row.kv_head, key_token)];
+          const double weight = std::exp(row.visible.scores[n] - max) / sum;
+          const double dropped = Dropped(p, in, row.at, row.row, j, weight);
+          const double dp =
+              Dropped(p, in, row.at, row.row, j, AbsDot(dy_row.Row(0), value.Row(j), p.value_dim));
+          const double ds = std::fabs(p.scale) * (dp + delta);  // but for the weight
+          for (int64_t c = 0; c < p.value_dim; ++c) {
+            dv[c].Add(dropped, dy_row.Row(0)[c], row.score_size);
+          }
+          for (int64_t c = 0; c < p.head_dim; ++c) {
+            dq[c].Add(weight, ds * key.Row(j)[c], row.score_size);
+            dk[c].Add(weight, ds * query.Row(row.row)[c], row.score_size);
+          }
+          if (p.pse.kind != PseKind::kNone) {
+            const PseElement e = reference::PseElementOf(p, s, row.row, j);
+            const int64_t plane = s.batch % p.pse.batch * p.q_heads + head;
+            m.dpse[(plane * p.pse.rows + e.row) * p.pse.keys + e.key].Add(weight, ds,
+                                                                          row.score_size);
+          }
+        }
+        if (p.has_sink && !row.visible.keys.empty()) {
+          m.dsink[head].Add(std::exp(in.sink[head] - max) / sum, delta, row.score_size);
+        }
+      });
+  return m;
+}
+
+}  // namespace fusion_attention::fuzz
