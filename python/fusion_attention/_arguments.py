@@ -135,14 +135,11 @@ def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
         elif tensor.device != device:
             got = f"{names[0]} on {device} and {name} on {tensor.device}"
             raise fail(name, f"on the same device as {names[0]}", got)
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            kind = "nested" if tensor.is_nested else str(tensor.layout)
-            raise fail(
-                name,
-                "to be a dense strided tensor",
-                f"a {kind} one",
-                "Use .to_dense() or pad it first.",
-            )
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+            nested, quantised = tensor.is_nested, tensor.is_quantized
+            kind = "nested" if nested else "quantised" if quantised else str(tensor.layout)
+            hint = "Use .to_dense(), .dequantize() or padding first."
+            raise fail(name, "to be a dense strided tensor", f"a {kind} one", hint)
 
 
 def dropout_numels(arguments: Arguments) -> int:
