@@ -31,6 +31,7 @@ from gpt.progress import TrainingProgress, minutes
 from gpt.report import History, comparison_table, draw_losses, draw_mask
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+HELD_OUT_CHECKS = 10  # while training, and one more at the end
 PROMPTS = ["def ", "class ", '"""']
 
 
@@ -62,7 +63,7 @@ FULL = Options(
     seed=1,
     out=REPOSITORY / "out" / "demo",
 )
-QUICK = replace(FULL, minutes=1 / 3, sample_bytes=200, compare_tokens=2048, compare_seconds=1.0)
+QUICK = replace(FULL, minutes=1 / 4, sample_bytes=200, compare_tokens=2048, compare_seconds=1.0)
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -112,45 +113,51 @@ def held_out_loss(model: GPT, batches: list[PackedBatch]) -> float:
     return sum(losses) / len(losses)
 
 
+def share_done(history: History, options: Options) -> float:
+    """How much of the run is behind us, by steps if they are given, else by the clock."""
+    if options.steps is not None:
+        return len(history.losses) / options.steps
+    return min(1.0, history.seconds / (60 * options.minutes))
+
+
+def training_step(model: GPT, optimizer: torch.optim.Optimizer, batch: PackedBatch) -> float:
+    """One update of the weights; returns the loss before it."""
+    packing = Packing(batch.ends, batch.positions)
+    loss = model.loss(batch.tokens, batch.targets, packing)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
 def train(model: GPT, corpus: Corpus, options: Options, console: Console) -> History:
     """Trains until the steps or the minutes are used up, or the user has seen enough."""
     optimizer = make_optimizer(model, options.learning_rate)
+    batches = packed_batches(corpus.train, options.tokens, options.seed)
     held_out = list(islice(packed_batches(corpus.validation, options.tokens, seed=0), 4))
     history = History(options.tokens)
     start = time.perf_counter()
-    share_done = 0.0
-    next_check = 0.0  # the share at which the held-out loss is taken next
+
+    def check_held_out() -> None:
+        history.held_out.append((history.tokens, held_out_loss(model, held_out)))
+        progress.held_out(history.held_out[-1][1])
 
     with TrainingProgress(console, "Training a GPT on Python's standard library") as progress:
         try:
-            for batch in packed_batches(corpus.train, options.tokens, options.seed):
-                step = len(history.losses)
-                if share_done >= next_check or share_done >= 1:
-                    history.held_out.append((history.tokens, held_out_loss(model, held_out)))
-                    progress.validation(history.held_out[-1][1])
-                    next_check += 1 / 10
-                if share_done >= 1:
-                    break
+            while (done := share_done(history, options)) < 1:
+                if done >= len(history.held_out) / HELD_OUT_CHECKS:
+                    check_held_out()
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, share_done, options.learning_rate)
-
-                packing = Packing(batch.ends, batch.positions)
-                loss = model.loss(batch.tokens, batch.targets, packing)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-
-                history.losses.append(loss.item())
+                    group["lr"] = learning_rate(len(history.losses), done, options.learning_rate)
+                history.losses.append(training_step(model, optimizer, next(batches)))
                 history.seconds = time.perf_counter() - start
-                if options.steps is None:
-                    share_done = min(1.0, history.seconds / (60 * options.minutes))
-                else:
-                    share_done = (step + 1) / options.steps
-                progress.update(step + 1, history.tokens, history.losses[-1], share_done)
+                progress.update(history.tokens, history.losses, share_done(history, options))
         except KeyboardInterrupt:
+            if not history.losses:
+                raise
             console.print("Stopped early; the reports follow.")
-            history.held_out.append((history.tokens, held_out_loss(model, held_out)))
+        check_held_out()
     return history
 
 

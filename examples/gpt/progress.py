@@ -6,6 +6,7 @@ Knows numbers and rich; must not know the model.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -44,8 +45,7 @@ class TrainingProgress:
     def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._losses: list[float] = []
-        self._validation: float | None = None
+        self._held_out: float | None = None
         self._start = time.perf_counter()
         self._last_line = self._start
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -64,59 +64,70 @@ class TrainingProgress:
         if self._live:
             self._live.stop()
 
-    def validation(self, loss: float) -> None:
+    def held_out(self, loss: float) -> None:
         """Tells the loss on held-out text."""
-        self._validation = loss
+        self._held_out = loss
 
-    def update(self, step: int, tokens: int, loss: float, share_done: float) -> None:
-        """Tells the state after `step` steps, of which `share_done` in (0, 1] is behind us."""
-        self._losses.append(loss)
+    def update(self, tokens: int, losses: list[float], share_done: float) -> None:
+        """Tells the state after a step: losses so far, and how much, in (0, 1], is behind us."""
         now = time.perf_counter()
-        elapsed = now - self._start
-        left = elapsed * (1 - share_done) / share_done
-        recent = self._losses[-20:]
-        mean = sum(recent) / len(recent)
-        rate = tokens / elapsed
+        state = _State(
+            tokens=tokens,
+            losses=losses,
+            held_out=self._held_out,
+            seconds=now - self._start,
+            share_done=share_done,
+        )
         if self._live:
-            self._live.update(self._panel(step, tokens, mean, share_done, rate, elapsed, left))
+            self._live.update(state.panel(self._title, min(self._console.width, 88)))
         elif now - self._last_line >= PLAIN_LINE_SECONDS or share_done >= 1:
             self._last_line = now
-            held_out = "" if self._validation is None else f"  held-out {self._validation:.3f}"
-            self._console.print(
-                f"step {step:5d}  loss {mean:.3f} nats/byte{held_out}  "
-                f"{rate:,.0f} tokens/s  {minutes(left)} left",
-                highlight=False,
-            )
+            self._console.print(state.line(), highlight=False)
 
-    def _panel(
-        self,
-        step: int,
-        tokens: int,
-        loss: float,
-        share_done: float,
-        rate: float,
-        elapsed: float,
-        left: float,
-    ) -> Panel:
-        width = min(self._console.width, 88) - 6
-        figures = Table.grid(padding=(0, 3))
-        figures.add_row("step", "tokens", "tokens/s", "loss", "held-out loss", "time", "left")
-        held_out = "-" if self._validation is None else f"{self._validation:.3f}"
-        figures.add_row(
-            f"[bold]{step:,}[/]",
-            f"[bold]{tokens / 1e6:.2f} M[/]",
-            f"[bold]{rate:,.0f}[/]",
-            f"[bold cyan]{loss:.3f}[/]",
-            f"[bold cyan]{held_out}[/]",
-            f"[bold]{minutes(elapsed)}[/]",
-            f"[bold]{minutes(left)}[/]",
-        )
-        bar = ProgressBar(total=1.0, completed=share_done, width=width)
-        line = Text(sparkline(self._losses, width), style="cyan")
+
+@dataclass(frozen=True)
+class _State:
+    """A moment of the run, and how to show it."""
+
+    tokens: int
+    losses: list[float]
+    held_out: float | None
+    seconds: float
+    share_done: float
+
+    @property
+    def seconds_left(self) -> float:
+        return self.seconds * (1 - self.share_done) / self.share_done
+
+    @property
+    def figures(self) -> dict[str, str]:
+        recent = self.losses[-20:]
+        return {
+            "step": f"{len(self.losses):,}",
+            "tokens": f"{self.tokens / 1e6:.2f} M",
+            "tokens/s": f"{self.tokens / self.seconds:,.0f}",
+            "loss": f"{sum(recent) / len(recent):.3f}",
+            "held-out loss": "-" if self.held_out is None else f"{self.held_out:.3f}",
+            "time": minutes(self.seconds),
+            "left": minutes(self.seconds_left),
+        }
+
+    def line(self) -> str:
+        """Everything in one plain line."""
+        return "  ".join(f"{name} {value}" for name, value in self.figures.items())
+
+    def panel(self, title: str, width: int) -> Panel:
+        """Everything, with the curve of the loss and a bar for the time."""
+        table = Table.grid(padding=(0, 3))
+        table.add_row(*self.figures)
+        table.add_row(*(Text(value, style="bold cyan") for value in self.figures.values()))
+        inner = width - 6
+        curve = Text(sparkline(self.losses, inner), style="cyan")
+        bar = ProgressBar(total=1.0, completed=self.share_done, width=inner)
         return Panel(
-            Group(figures, Text(), line, bar),
-            title=self._title,
+            Group(table, Text(), curve, bar),
+            title=title,
             subtitle="loss in nats per byte; Ctrl-C stops early and still reports",
-            width=width + 6,
+            width=width,
             padding=(1, 2),
         )

@@ -173,8 +173,8 @@ def test_sparkline() -> None:
 def test_progress_shows_the_loss(terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     with TrainingProgress(console, "title") as progress:
-        progress.validation(math.pi)
-        progress.update(step=1, tokens=2048, loss=math.e, share_done=1.0)
+        progress.held_out(math.pi)
+        progress.update(tokens=2048, losses=[math.e], share_done=1.0)
     shown = console.file.getvalue()
     assert "2.718" in shown
     assert "3.142" in shown
