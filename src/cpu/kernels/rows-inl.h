@@ -24,14 +24,50 @@ struct Float16 {
   using Bits = uint16_t;
   template <class D>
   static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
+#if HWY_TARGET == HWY_SSE4
+    // There is no instruction, and Highway 1.0.3's emulation knows neither infinity nor NaN.
+    const hn::RebindToSigned<D> di;
+    const hn::Rebind<uint16_t, D> d16;
+    const auto bits = hn::PromoteTo(di, hn::LoadU(d16, p));
+    const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(di, 0x8000)));
+    const auto size = hn::ShiftLeft<13>(hn::And(bits, hn::Set(di, 0x7FFF)));
+    // Times 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal; exact.
+    const auto moved = hn::BitCast(di, hn::Mul(hn::BitCast(d, size), hn::Set(d, 0x1p112f)));
+    const auto special = hn::Gt(size, hn::Set(di, (0x7C00 << 13) - 1));
+    const auto value = hn::IfThenElse(special, hn::Or(size, hn::Set(di, 0x7F800000)), moved);
+    return hn::BitCast(d, hn::Or(value, sign));
+#else
     const hn::Rebind<hwy::float16_t, D> d16;
     return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+#endif
   }
   template <class D>
-  static HWY_INLINE void Narrow(D d, hn::Vec<D> v, Bits* p) {
+  static HWY_INLINE void Narrow([[maybe_unused]] D d, hn::Vec<D> v, Bits* p) {
+#if HWY_TARGET == HWY_SSE4
+    // There is no instruction, and Highway 1.0.3's emulation truncates subnormal results.
+    const hn::RebindToSigned<D> di;
+    const hn::Rebind<uint16_t, D> d16;
+    const auto bits = hn::BitCast(di, v);
+    const auto sign = hn::And(hn::ShiftRight<16>(bits), hn::Set(di, 0x8000));
+    const auto size = hn::And(bits, hn::Set(di, 0x7FFFFFFF));
+    // Normal: move the exponent's bias from 127 to 15, then round the 13 surplus bits to nearest
+    // even.
+    const auto odd = hn::And(hn::ShiftRight<13>(size), hn::Set(di, 1));
+    const auto rebiased = hn::Add(hn::Sub(size, hn::Set(di, 112 << 23)), hn::Set(di, 0xFFF));
+    const auto normal = hn::ShiftRight<13>(hn::Add(rebiased, odd));
+    // Subnormal: one unit in the last place of 0.5 is 2^-24, a step of float16; adding it rounds.
+    const auto half = hn::Set(d, 0.5f);
+    const auto small =
+        hn::Sub(hn::BitCast(di, hn::Add(hn::BitCast(d, size), half)), hn::BitCast(di, half));
+    const auto huge = hn::IfThenElse(hn::Gt(size, hn::Set(di, 0x7F800000)), hn::Set(di, 0x7E00),
+                                     hn::Set(di, 0x7C00));
+    auto result = hn::IfThenElse(hn::Lt(size, hn::Set(di, 0x38800000)), small, normal);
+    result = hn::IfThenElse(hn::Gt(size, hn::Set(di, 0x477FFFFF)), huge, result);
+    hn::StoreU(hn::DemoteTo(d16, hn::Or(result, sign)), d16, p);
+#else
     const hn::Rebind<hwy::float16_t, D> d16;
-    (void)d;
     hn::StoreU(hn::DemoteTo(d16, v), d16, reinterpret_cast<hwy::float16_t*>(p));
+#endif
   }
 };
 
