@@ -9,54 +9,9 @@ import sys
 
 import torch
 from bounds import bound, excess
+from calls import run
 from case_tensors import case
 from oracle import Result, attention
-
-import fusion_attention
-from cases import Case
-
-_FORWARD_ONLY = ("query", "key", "value", "head_num", "input_layout", "scale")
-
-
-def run(sample: Case) -> dict[str, torch.Tensor | int]:
-    """Every result of the library, forward and backward, by the oracle's names."""
-    out, softmax_max, softmax_sum, _, seed, offset, numels = fusion_attention.npu_fusion_attention(
-        **sample.call
-    )
-    call = sample.call
-    dq, dk, dv, dpse, dsink = fusion_attention.npu_fusion_attention_grad(
-        call["query"],
-        call["key"],
-        call["value"],
-        sample.dy,
-        call["head_num"],
-        call["input_layout"],
-        softmax_max=softmax_max,
-        softmax_sum=softmax_sum,
-        attention_in=out,
-        scale_value=call["scale"],
-        numels=numels,
-        **{
-            name: value
-            for name, value in call.items()
-            if name not in _FORWARD_ONLY and name not in ("seed", "offset")
-        },
-        seed=seed,
-        offset=offset,
-    )
-    return {
-        "out": out,
-        "softmax_max": softmax_max,
-        "softmax_sum": softmax_sum,
-        "seed": seed,
-        "offset": offset,
-        "numels": numels,
-        "dq": dq,
-        "dk": dk,
-        "dv": dv,
-        "dpse": dpse,
-        "dsink": dsink,
-    }
 
 
 def _describe(name: str, actual: torch.Tensor, exact: Result, inputs: torch.dtype) -> str:
@@ -82,7 +37,7 @@ def failures(seed: int) -> list[str]:
     inputs = sample.spec.dtype
     repro = f"repro: python tests/python/differential.py {seed}   # {sample.spec}"
     try:
-        actual = run(sample)
+        actual = run(sample.call, sample.dy)
     except RuntimeError as error:
         return [f"refused a legal call: {error}", repro]
     exact = attention(sample.call, sample.dy, actual["out"])
