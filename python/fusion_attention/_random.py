@@ -12,8 +12,11 @@ from fusion_attention._arguments import integer
 
 _library = torch.library.Library("fusion_attention", "FRAGMENT")
 # `after` only orders the draw behind the check that returned it: a rejected call must draw nothing.
+# `distinct` only tells two draws of a graph apart: equal calls of operators that are not PyTorch's
+# own are merged there, random or not.
 _library.define(
-    "draw(Tensor after) -> (Tensor seed, Tensor offset)", tags=(torch.Tag.nondeterministic_seeded,)
+    "draw(Tensor after, Tensor distinct) -> (Tensor seed, Tensor offset)",
+    tags=(torch.Tag.nondeterministic_seeded,),
 )
 
 # The generator's state starts with: its seed (8 bytes), the 32-bit words left before the next
@@ -23,7 +26,7 @@ _COUNTERS = slice(8, 24)
 _FRESH = [1, 1, 0, 0]
 
 
-def _draw_on_cpu(after: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_on_cpu(after: Tensor, distinct: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.default_generator
     fresh = generator.get_state()[_COUNTERS].view(torch.int32).tolist() == _FRESH
     offset = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
@@ -34,7 +37,7 @@ def _draw_on_cpu(after: Tensor) -> tuple[Tensor, Tensor]:
     return as_word("seed", generator.initial_seed()), offset
 
 
-def _draw_shapes(after: Tensor) -> tuple[Tensor, Tensor]:
+def _draw_shapes(after: Tensor, distinct: Tensor) -> tuple[Tensor, Tensor]:
     return after.new_empty((), dtype=torch.int64), after.new_empty((), dtype=torch.int64)
 
 
@@ -52,4 +55,10 @@ def draws(keep_prob: float, dropout_mask: Tensor | None) -> bool:
 
 _library.impl("draw", _draw_on_cpu, "CPU")
 torch.library.register_fake("fusion_attention::draw", _draw_shapes, lib=_library)
-draw = torch.ops.fusion_attention.draw.default
+
+
+def draw(after: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (seed, offset) for one call, drawn once the tensor `after` has been computed."""
+    # No two calls of empty() are ever merged.
+    distinct = torch.empty(0, device=after.device)
+    return torch.ops.fusion_attention.draw.default(after, distinct)
