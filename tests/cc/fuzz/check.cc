@@ -27,18 +27,18 @@ bool Agrees(double got, double expected, double bound) {
   return std::fabs(got - expected) <= bound;
 }
 
-std::string CompareWithin(const char* output, DType dtype, const std::vector<char>& got,
-                          const std::vector<char>& expected, DType arithmetic,
+std::string CompareWithin(const Problem& p, const char* output, DType dtype,
+                          const std::vector<char>& got, const std::vector<char>& expected,
                           const std::vector<Magnitude>& magnitudes) {
   for (size_t i = 0; i < magnitudes.size(); ++i) {
     const double a = reference::Load(got.data(), dtype, static_cast<int64_t>(i));
     const double g = reference::Load(expected.data(), dtype, static_cast<int64_t>(i));
     const Magnitude& m = magnitudes[i];
-    const double bound = m.terms == 0
-                             ? 0
-                             : UnitRoundoff(dtype) * (std::fabs(g) + m.terms) +
-                                   16 * ArithmeticRoundoff(arithmetic) * m.weighted +
-                                   SmallestNormal(arithmetic) * m.factors + SmallestDistance(dtype);
+    const double bound =
+        m.terms == 0 ? 0
+                     : UnitRoundoff(dtype) * (std::fabs(g) + m.terms) +
+                           RoundingSteps(p, m.count) * ArithmeticRoundoff(p.dtype) * m.weighted +
+                           SmallestWeight(p.dtype) * m.factors + SmallestDistance(dtype);
     if (!Agrees(a, g, bound)) return Mismatch(output, i, a, g, bound);
   }
   return "";
@@ -46,7 +46,7 @@ std::string CompareWithin(const char* output, DType dtype, const std::vector<cha
 
 // The maximum, and the normaliser log(sum) + max that the pair stands for. Rows without scores
 // report constants.
-std::string CompareStatistics(const Results& got, const Results& expected,
+std::string CompareStatistics(const Problem& p, const Results& got, const Results& expected,
                               const std::vector<double>& score_size) {
   for (size_t i = 0; i < score_size.size(); ++i) {
     const auto index = static_cast<int64_t>(i);
@@ -59,7 +59,7 @@ std::string CompareStatistics(const Results& got, const Results& expected,
       continue;
     }
     const bool constant = std::fabs(true_max) == std::numeric_limits<float>::max() || true_sum == 0;
-    const double bound = constant ? 0 : 16 * 0x1p-24 * (1 + score_size[i]);
+    const double bound = constant ? 0 : RoundingSteps(p, p.kv_len) * 0x1p-24 * (1 + score_size[i]);
     if (!Agrees(max, true_max, bound)) return Mismatch("softmax_max", i, max, true_max, bound);
     if (constant ? sum != true_sum
                  : !Agrees(std::log(sum) + max, std::log(true_sum) + true_max, bound)) {
@@ -99,18 +99,17 @@ std::string CompareWithReference(const Problem& p, const Operands& operands, con
   const Results forward = RunReferenceForward(p, in);
   const ForwardMagnitudes f = MagnitudesOfForward(p, in);
   std::string finding =
-      FirstOf({CompareStatistics(got, forward, f.score_size),
-               CompareWithin("attention_out", p.dtype, got.out, forward.out, p.dtype, f.out)});
+      FirstOf({CompareStatistics(p, got, forward, f.score_size),
+               CompareWithin(p, "attention_out", p.dtype, got.out, forward.out, f.out)});
   if (!finding.empty()) return finding;
 
   const Results backward = RunReferenceBackward(p, in, bench.dy(), got);
   const BackwardMagnitudes b = MagnitudesOfBackward(p, in, bench.dy(), got);
-  return FirstOf(
-      {CompareWithin("dq", p.dtype, got.dq, backward.dq, p.dtype, b.dq),
-       CompareWithin("dk", p.dtype, got.dk, backward.dk, p.dtype, b.dk),
-       CompareWithin("dv", p.dtype, got.dv, backward.dv, p.dtype, b.dv),
-       CompareWithin("dpse", p.dtype, got.dpse, backward.dpse, p.dtype, b.dpse),
-       CompareWithin("dsink", DType::kFloat32, got.dsink, backward.dsink, p.dtype, b.dsink)});
+  return FirstOf({CompareWithin(p, "dq", p.dtype, got.dq, backward.dq, b.dq),
+                  CompareWithin(p, "dk", p.dtype, got.dk, backward.dk, b.dk),
+                  CompareWithin(p, "dv", p.dtype, got.dv, backward.dv, b.dv),
+                  CompareWithin(p, "dpse", p.dtype, got.dpse, backward.dpse, b.dpse),
+                  CompareWithin(p, "dsink", DType::kFloat32, got.dsink, backward.dsink, b.dsink)});
 }
 
 std::string CompareAllBits(const Problem& p, const Results& got, const Results& expected,

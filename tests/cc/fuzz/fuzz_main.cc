@@ -1,5 +1,6 @@
 // fuzz: random calls against the reference, until time is up or something is wrong.
 //   fuzz [--seconds N] [--seed S] [--cases C] [--backend NAME]
+//   fuzz --list-targets
 // Case k of seed S is case 0 of seed S + k, so that every failure has a seed of its own.
 #include <signal.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <limits>
 #include <string>
 
+#include "fusion_attention/plan.h"
 #include "tests/cc/fuzz/case.h"
 #include "tests/cc/fuzz/check.h"
 
@@ -40,7 +42,8 @@ void PrintReproAndDie(int signal_number) {
 }
 
 [[noreturn]] void Usage() {
-  std::fputs("usage: fuzz [--seconds N] [--seed S] [--cases C] [--backend NAME]\n", stderr);
+  std::fputs("usage: fuzz [--seconds N] [--seed S] [--cases C] [--backend NAME] | --list-targets\n",
+             stderr);
   std::exit(2);
 }
 
@@ -70,6 +73,10 @@ Options Parse(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--list-targets") == 0) {
+    for (const std::string& name : fusion_attention::TargetNames()) std::puts(name.c_str());
+    return 0;
+  }
   const Options options = Parse(argc, argv);
   for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) {
     signal(number, PrintReproAndDie);
@@ -90,8 +97,9 @@ int main(int argc, char** argv) {
     }
     elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  std::printf("fuzz: %llu cases in %.1f s, %.1f cases/s, backend %s: all agree\n",
+  const auto target = fusion_attention::SelectedTarget();
+  std::printf("fuzz: %llu cases in %.1f s, %.1f cases/s, backend %s, target %s: all agree\n",
               static_cast<unsigned long long>(done), elapsed, done / elapsed,
-              options.backend.c_str());
+              options.backend.c_str(), target.ok() ? target->c_str() : "none");
   return 0;
 }

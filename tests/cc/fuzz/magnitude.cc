@@ -98,7 +98,7 @@ double UnitRoundoff(DType dtype) {
 
 double ArithmeticRoundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }
 
-double SmallestNormal(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-1022 : 0x1p-126; }
+double SmallestWeight(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-1021 : 0x1p-125; }
 
 double SmallestDistance(DType dtype) {
   switch (dtype) {
@@ -127,10 +127,10 @@ ForwardMagnitudes MagnitudesOfForward(const Problem& p, const Inputs& in) {
         &m.out[TokenIndex(p, s, p.q_heads, p.q_len, p.value_dim, row.at.head, s.q_begin + row.row)];
     for (size_t n = 0; n < row.visible.keys.size(); ++n) {
       const int64_t j = row.visible.keys[n];
-      const double weight =
-          Dropped(p, in, row.at, row.row, j, std::exp(row.visible.scores[n] - max) / sum);
+      const double weight = std::exp(row.visible.scores[n] - max) / sum;
+      const double drop = Dropped(p, in, row.at, row.row, j, 1);
       for (int64_t c = 0; c < p.value_dim; ++c) {
-        out[c].Add(weight, value.Row(j)[c], row.score_size);
+        out[c].Add(drop == 0 ? 0 : weight, drop * value.Row(j)[c], row.score_size);
       }
     }
     std::fill_n(m.score_size.begin() + p.StatisticsIndex(s, row.at.head, row.row), 8,
@@ -174,12 +174,12 @@ BackwardMagnitudes MagnitudesOfBackward(const Problem& p, const Inputs& in, Cons
           Magnitude* const dv =
               &m.dv[TokenIndex(p, s, p.kv_heads, p.kv_len, p.value_dim, row.kv_head, key_token)];
           const double weight = std::exp(row.visible.scores[n] - max) / sum;
-          const double dropped = Dropped(p, in, row.at, row.row, j, weight);
+          const double drop = Dropped(p, in, row.at, row.row, j, 1);
           const double dp =
               Dropped(p, in, row.at, row.row, j, AbsDot(dy_row.Row(0), value.Row(j), p.value_dim));
           const double ds = std::fabs(p.scale) * (dp + delta);  // but for the weight
           for (int64_t c = 0; c < p.value_dim; ++c) {
-            dv[c].Add(dropped, dy_row.Row(0)[c], row.score_size);
+            dv[c].Add(drop == 0 ? 0 : weight, drop * dy_row.Row(0)[c], row.score_size);
           }
           for (int64_t c = 0; c < p.head_dim; ++c) {
             dq[c].Add(weight, ds * key.Row(j)[c], row.score_size);

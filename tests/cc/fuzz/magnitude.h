@@ -9,34 +9,48 @@
 
 namespace fusion_attention::fuzz {
 
-// For a result g that is a sum of terms x_n = w_n * y_n, each with a weight w_n = exp(s_n - m), / l
-// perhaps:
-//   |a - g| <= u_out * (|g| + A) + d_out + sum_n 16 * u * (1 + S_n) * |x_n| + t * |y_n|,   A =
-//   sum_n |x_n|
-// u_out, d_out: result and reference round once each, and a product may round one operand to the
-// output's dtype. u: the unit roundoff of the arithmetic. Sums of a few hundred terms, exp and a
-// quotient err by some u of A each; an error of some u of the size of a score, S_n, is a relative
-// one of exp(s_n - m). t: the smallest normal number of the arithmetic; a weight below it may be
-// taken for 0. An exact zero follows where nothing is added up.
+// For a result g that is a sum of `count` terms x_n = w_n * y_n, each with a weight
+// w_n = exp(s_n - m), and every s_n, y_n itself a sum of up to head_dim terms:
+//
+//   |a - g| <= u_out * (|g| + A) + d_out + sum_n (r * u * (1 + S_n) * |x_n| + t * |y_n|)
+//
+// where A is the sum of |x_n|, and
+//   u_out, d_out  result and reference round once each, to the output's dtype, and a product may
+//                 round one operand to it;
+//   u             is the unit roundoff of the arithmetic;
+//   r             is 16 + (count + head_dim) / 4: exp and a quotient err by a few u; a running sum
+//                 of terms of one sign errs by u / 2 of its last value half the time;
+//   S_n           is the size of what is added up for s_n: an error of some u of it is a relative
+//                 error of w_n;
+//   t             is about the smallest normal number: a smaller weight may be taken for 0.
+//
+// Where nothing is added up the result is exactly 0.
 struct Magnitude {
   double terms = 0;     // A
   double weighted = 0;  // sum of (1 + S_n) * |x_n|
   double factors = 0;   // sum of |y_n|
+  int64_t count = 0;
 
   void Add(double weight, double factor, double score_size) {
     const double term = std::fabs(weight * factor);
     terms += term;
     weighted += (1 + score_size) * term;
     factors += std::fabs(factor);
+    ++count;
   }
 };
+
+// r of a sum of `count` terms.
+inline double RoundingSteps(const Problem& problem, int64_t count) {
+  return 16 + static_cast<double>(count + problem.head_dim) / 4;
+}
 
 // Half the distance from 1 to the next number of `dtype`.
 double UnitRoundoff(DType dtype);
 
 // u and t of the arithmetic for inputs of `dtype`: float32, or float64 for float64 inputs.
 double ArithmeticRoundoff(DType dtype);
-double SmallestNormal(DType dtype);
+double SmallestWeight(DType dtype);
 
 // The smallest distance between numbers of `dtype`. Results and reference round to at most half of
 // it where u * |g| underflows.

@@ -54,14 +54,30 @@ Operand RandomOperand(DType dtype, const Four& extent, double spread, Random& ra
   return operand;
 }
 
-// Puts something that is not finite into a few elements. Constant axes would multiply it.
-void Plant(Operand& operand, Random& random) {
+// Puts one of `specials` into a few elements. On constant axes they would multiply.
+void Plant(Operand& operand, std::initializer_list<double> specials, Random& random) {
   if (operand.values.empty()) return;
   for (int64_t n = random.Int(1, 3); n > 0; --n) {
     const int64_t index = random.Int(0, static_cast<int64_t>(operand.values.size()) - 1);
-    operand.values[index] = random.Pick({kNan, kInfinity, -kInfinity});
+    operand.values[index] = random.Pick(specials);
   }
   operand.constant = {};
+}
+
+// Elements that are not finite: infinite scores in a bias, or NaN and infinities elsewhere. Never
+// both, and no infinities in query and key: in a row whose scores all are -inf, 0 * inf is an
+// honest NaN for a tile and 0 for the reference, which attends to nothing.
+void PlantSpecials(Operands& o, Random& random) {
+  if (o.pse.given() && random.Chance(20)) {  // a bias that is used as a mask
+    o.pse.constant = {};
+    const int percent = random.Pick({5, 50, 100});
+    for (double& x : o.pse.values) x = random.Chance(percent) ? -kInfinity : x;
+  } else if (random.Chance(10)) {
+    if (random.Chance(35)) Plant(o.query, {kNan}, random);
+    if (random.Chance(35)) Plant(o.key, {kNan}, random);
+    if (random.Chance(35)) Plant(o.value, {kNan, kInfinity, -kInfinity}, random);
+    if (random.Chance(35)) Plant(o.dy, {kNan, kInfinity, -kInfinity}, random);
+  }
 }
 
 void MarkRow(Operand& operand, int64_t batch, int64_t head, int64_t token) {
@@ -136,18 +152,9 @@ Operands MakeOperands(const Problem& problem, uint64_t seed) {
     const PseSpec& pse = problem.pse;
     o.pse = RandomOperand(problem.dtype, {pse.batch, problem.q_heads, pse.rows, pse.keys}, spread,
                           random);
-    if (random.Chance(20)) {  // a bias that is used as a mask
-      o.pse.constant = {};
-      const int percent = random.Pick({5, 50, 100});
-      for (double& x : o.pse.values) x = random.Chance(percent) ? -kInfinity : x;
-    }
   }
   if (problem.mask.source == MaskSource::kDense) o.mask = RandomMask(problem.mask, random);
-  if (random.Chance(10)) {
-    for (Operand* operand : {&o.query, &o.key, &o.value, &o.dy}) {
-      if (random.Chance(35)) Plant(*operand, random);
-    }
-  }
+  PlantSpecials(o, random);
   if (problem.has_sink) {
     for (int64_t h = 0; h < problem.q_heads; ++h) {
       o.sink.push_back(static_cast<float>(4 * random.Signed()));
