@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.syntax import Syntax
 
-from gpt.compare import StepRequest, largest_difference, step_cost
+from gpt.compare import StepRequest, agreement, step_cost
 from gpt.data import Corpus, PackedBatch, load_corpus, packed_batches
 from gpt.model import GPT, GPTConfig, Packing, generate
 from gpt.progress import TrainingProgress, minutes
@@ -56,7 +56,7 @@ FULL = Options(
     steps=None,
     tokens=2048,
     model=GPTConfig(),
-    learning_rate=3e-3,
+    learning_rate=4e-3,
     sample_bytes=512,
     compare_tokens=4096,
     compare_seconds=4.0,
@@ -194,15 +194,15 @@ def compare(model: GPT, corpus: Corpus, options: Options, console: Console) -> d
             ours = step_cost(replace(request, kind="fusion"))
             theirs = step_cost(replace(request, kind="sdpa"))
         costs[case] = (ours, theirs)
-    difference = largest_difference(model, batch)
-    console.print(comparison_table(costs, difference, options.compare_tokens))
+    agreed = agreement(model, batch)
+    console.print(comparison_table(costs, agreed, options.compare_tokens))
     return {
         "tokens": options.compare_tokens,
         "costs": {
             case: {"fusion": asdict(ours), "torch": asdict(theirs)}
             for case, (ours, theirs) in costs.items()
         },
-        "difference": asdict(difference),
+        "agreement": asdict(agreed),
     }
 
 

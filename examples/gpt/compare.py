@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gpt.data import PackedBatch
 from gpt.model import GPT, VOCABULARY, AttentionKind, GPTConfig, Packing
@@ -31,14 +32,22 @@ class StepCost:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The largest differences between the two attentions on one batch, dropout off."""
+class Agreement:
+    """One batch through both attentions, dropout off: (fusion, torch), and how far apart.
 
-    loss: float
-    loss_difference: float
-    gradient: float  # the largest absolute gradient, for scale
-    gradient_difference: float
-    gradient_name: str
+    Attributes:
+        loss: mean cross entropy.
+        loss_apart: the absolute difference of the losses.
+        gradient: the largest absolute gradient of any weight, for scale.
+        gradient_apart: the largest absolute difference of any weight's gradient.
+        worst_weight: the tensor that has it.
+    """
+
+    loss: tuple[float, float]
+    loss_apart: float
+    gradient: tuple[float, float]
+    gradient_apart: float
+    worst_weight: str
 
 
 @dataclass(frozen=True)
@@ -122,38 +131,39 @@ def _peak_rusage_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def largest_difference(model: GPT, batch: PackedBatch) -> Difference:
-    """Compares loss and gradients of the two attentions on the same model; dropout is off."""
+def agreement(model: GPT, batch: PackedBatch) -> Agreement:
+    """Compares loss and gradients of the two attentions on the same weights; dropout is off."""
     was_training = model.training
     model.eval()
-    losses: dict[AttentionKind, float] = {}
-    gradients: dict[AttentionKind, dict[str, torch.Tensor]] = {}
-    kinds: tuple[AttentionKind, AttentionKind] = ("fusion", "sdpa")
-    for kind in kinds:
-        model.zero_grad()
-        loss = model.loss(batch.tokens, batch.targets, Packing(batch.ends, batch.positions, kind))
-        loss.backward()
-        losses[kind] = loss.item()
-        gradients[kind] = {
-            name: weight.grad.clone()
-            for name, weight in model.named_parameters()
-            if weight.grad is not None
-        }
-    model.zero_grad()
+    ours, our_gradients = loss_and_gradients(model, batch, "fusion")
+    theirs, their_gradients = loss_and_gradients(model, batch, "sdpa")
     model.train(was_training)
-
-    differences = {
-        name: (gradient - gradients["sdpa"][name]).abs().max().item()
-        for name, gradient in gradients["fusion"].items()
+    apart = {
+        name: (gradient - their_gradients[name]).abs().max().item()
+        for name, gradient in our_gradients.items()
     }
-    worst = max(differences, key=differences.__getitem__)
-    return Difference(
-        loss=losses["fusion"],
-        loss_difference=abs(losses["fusion"] - losses["sdpa"]),
-        gradient=max(gradient.abs().max().item() for gradient in gradients["fusion"].values()),
-        gradient_difference=differences[worst],
-        gradient_name=worst,
+    worst = max(apart, key=apart.__getitem__)
+    return Agreement(
+        loss=(ours, theirs),
+        loss_apart=abs(ours - theirs),
+        gradient=(largest(our_gradients), largest(their_gradients)),
+        gradient_apart=apart[worst],
+        worst_weight=worst,
     )
+
+
+def loss_and_gradients(
+    model: GPT, batch: PackedBatch, kind: AttentionKind
+) -> tuple[float, dict[str, Tensor]]:
+    """The loss on a batch, and every weight's gradient by its name."""
+    names, weights = zip(*model.named_parameters(), strict=True)
+    loss = model.loss(batch.tokens, batch.targets, Packing(batch.ends, batch.positions, kind))
+    return loss.item(), dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+
+
+def largest(gradients: dict[str, Tensor]) -> float:
+    """The largest absolute value in any of the tensors."""
+    return max(gradient.abs().max().item() for gradient in gradients.values())
 
 
 def parse_request(text: str) -> StepRequest:

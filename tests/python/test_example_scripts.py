@@ -19,7 +19,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import train_gpt
-from gpt.compare import largest_difference
+from gpt.compare import agreement
 from gpt.data import MARK, Corpus, cut_length, load_corpus, pack, packed_batches
 from gpt.model import GPT, GPTConfig, Packing, generate
 from gpt.progress import TrainingProgress, sparkline
@@ -102,10 +102,10 @@ def test_both_attentions_agree(corpus: Corpus) -> None:
     model = GPT(TINY)
     for weight in model.parameters():  # the zero matrices would hide attention's gradients
         torch.nn.init.normal_(weight, std=0.2)
-    difference = largest_difference(model, next(packed_batches(corpus.train, 300, seed=1)))
-    assert difference.gradient > 1e-2
-    assert difference.gradient_difference < 1e-4 * difference.gradient
-    assert difference.loss_difference < 1e-5 * difference.loss
+    agreed = agreement(model, next(packed_batches(corpus.train, 300, seed=1)))
+    assert agreed.gradient[0] > 1e-2
+    assert agreed.gradient_apart < 1e-4 * agreed.gradient[0]
+    assert agreed.loss_apart < 1e-5 * agreed.loss[0]
 
 
 def test_documents_do_not_see_each_other(corpus: Corpus) -> None:
