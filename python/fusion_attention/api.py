@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion_attention import _arguments as arg
-from fusion_attention import _autograd, _library, _random
+from fusion_attention import _autograd, _library, _random, _vendor
 from fusion_attention._arguments import Arguments, Integers
 
 _UNLIMITED = 2147483647
@@ -116,6 +116,8 @@ def npu_fusion_attention(
         >>> out.shape
         torch.Size([2, 8, 256, 64])
     """
+    if _vendor.is_npu(query):
+        return _vendor.call("npu_fusion_attention", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask)
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
@@ -241,6 +243,8 @@ def npu_fusion_attention_grad(
         >>> dq.shape, dpse
         (torch.Size([1, 4, 128, 64]), None)
     """
+    if _vendor.is_npu(query):
+        return _vendor.call("npu_fusion_attention_grad", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask)
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
     results = (dy, softmax_max, softmax_sum, attention_in)
