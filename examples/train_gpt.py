@@ -80,6 +80,9 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--seed", type=int, help="of weights, order of documents and dropout")
     parser.add_argument("--out", type=Path, help="folder for the results")
     given = vars(parser.parse_args(arguments))
+    for name in ("minutes", "steps", "tokens", "sample_bytes", "compare_tokens"):
+        if given[name] is not None and given[name] <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive, but is {given[name]}")
     preset = QUICK if given.pop("quick") else FULL
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
@@ -225,16 +228,15 @@ def main(arguments: list[str] | None = None) -> None:
     model.eval()
 
     draw_losses(history, gzip_bits_per_byte(corpus), options.out / "loss.png")
-    draw_mask(
-        next(packed_batches(corpus.train, options.tokens, options.seed)), options.out / "mask.png"
-    )
+    first_batch = next(packed_batches(corpus.train, options.tokens, options.seed))
+    draw_mask(first_batch, options.out / "mask.png")
     write_history(history, options.out)
     with console.status("Writing code"):
         samples = generate(model, PROMPTS, options.sample_bytes, temperature=0.7, seed=options.seed)
     sample = "\n\n\n".join(samples) + "\n"
     (options.out / "sample.py.txt").write_text(sample)
     console.rule("What it writes, given the words def, class and a docstring's quotes")
-    console.print(Syntax(sample, "python", background_color="default"))
+    console.print(Syntax(sample, "python", background_color="default", word_wrap=True))
     console.rule()
 
     figures = compare(model, corpus, options, console)
@@ -250,7 +252,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"held-out loss {history.held_out[-1][1]:.3f} nats per byte"
     )
     for path in sorted(options.out.iterdir()):
-        console.print(f"  {path}", highlight=False)
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ def load_corpus(context: int) -> Corpus:
         part = validation if index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train
         name = path.relative_to(root).as_posix()
         part.extend(documents_of(name, path.read_bytes(), context))
+    if not train or not validation:
+        raise RuntimeError(f"found no Python source to train on in {root}")
     return Corpus(train, validation, len(files), sum(len(d.tokens) - 1 for d in train))
 
 

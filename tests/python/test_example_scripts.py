@@ -60,8 +60,7 @@ def test_demo_writes_everything(tmp_path: Path) -> None:
     )
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"figures.json", "loss.csv", "loss.png", "mask.png", "sample.py.txt"}
-    flat = answer.stdout.replace("\n", "")  # a narrow console wraps long paths
-    assert all(name in flat for name in names)
+    assert all(str(tmp_path / name) in answer.stdout for name in names)
     for name in ("loss.png", "mask.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 400
@@ -178,6 +177,13 @@ def test_progress_shows_the_loss(terminal: bool) -> None:
     shown = console.file.getvalue()
     assert "2.718" in shown
     assert "3.142" in shown
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--steps", "--tokens", "--sample-bytes"])
+def test_options_must_be_positive(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_gpt.parse_options([option, "0"])
+    assert f"{option} must be positive" in capsys.readouterr().err
 
 
 def test_learning_rate_rises_then_falls() -> None:
