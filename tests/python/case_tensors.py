@@ -35,7 +35,9 @@ def restride(tensor: torch.Tensor, kind: str, batch_axis: int = 0) -> torch.Tens
     if kind == "expanded":
         return tensor.narrow(batch_axis, 0, 1).expand_as(tensor)
     size, step = tensor.shape[-1], 2 if kind == "stepped" else 1
-    wide = tensor.new_zeros(*tensor.shape[:-1], size * step + 5)
+    # Nothing may read what lies between the elements.
+    trap = torch.nan if tensor.is_floating_point() else 1
+    wide = tensor.new_full((*tensor.shape[:-1], size * step + 5), trap)
     view = wide[..., 3 : 3 + size * step : step]
     view.copy_(tensor)
     return view
