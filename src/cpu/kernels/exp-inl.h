@@ -62,13 +62,14 @@ class Exp<D, float> {
     const __mmask16 keep = _mm512_cmp_ps_mask(x.raw, lowest_.raw, _CMP_NLT_UQ);
     return V{_mm512_maskz_scalef_ps(keep, p.raw, n.raw)};
 #else
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
+    const V magic = hn::Set(d, 12582912.0f);
     const hn::RebindToSigned<D> di;
     const auto too_low = hn::Lt(x, lowest_);
-    const V clamped = hn::IfThenElse(too_low, lowest_, x);
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the result.
-    const V shifted = hn::MulAdd(clamped, log2e_, hn::Set(d, 12582912.0f));
-    const V n = hn::Sub(shifted, hn::Set(d, 12582912.0f));
-    const V p = Polynomial(hn::Sub(hn::Mul(clamped, log2e_), n));
+    const V y = hn::Mul(hn::IfThenElse(too_low, lowest_, x), log2e_);
+    const V shifted = hn::Add(y, magic);
+    const V n = hn::Sub(shifted, magic);
+    const V p = Polynomial(hn::Sub(y, n));
     const auto exponent = hn::Add(hn::BitCast(di, shifted), hn::Set(di, 127));
     const V power = hn::BitCast(d, hn::ShiftLeft<23>(exponent));
     return hn::IfThenZeroElse(too_low, hn::Mul(p, power));
