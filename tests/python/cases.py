@@ -159,9 +159,7 @@ def _draw_packed_lengths(rng: random.Random, spec: Spec) -> None:
     spec.kv_lens = list(spec.q_lens) if same else [_length(rng) for _ in range(count)]
     kinds = ["none", "spare"]
     if spec.pse == "none":
-        kinds += ["leading", "middle"]
-        # Mode 6 has one prefix for each sequence; unused ones would need one without a meaning.
-        kinds += ["trailing"] if spec.sparse_mode != 6 else []
+        kinds += ["leading", "middle", "trailing"]
     spec.zero_lengths = rng.choice(kinds)
     where = {"leading": 0, "middle": count // 2}.get(spec.zero_lengths)
     if where is not None:
@@ -248,7 +246,7 @@ def _draw_prefix(rng: random.Random, spec: Spec) -> list[int]:
     for q_len, kv_len in zip(spec.q_lens, spec.kv_lens, strict=True):
         lowest = max(kv_len - q_len, 0)
         prefix.append(rng.choice([lowest, kv_len, rng.randint(lowest, kv_len)]))
-    return prefix
+    return [*prefix, *[0] * spec.unused]
 
 
 def draw(seed: int) -> Spec:
@@ -257,10 +255,9 @@ def draw(seed: int) -> Spec:
     layout = rng.choice([*LAYOUTS, "TND"])
     packed = layout == "TND"
     spec = Spec(seed, layout, rng.choice(DTYPES), 0, 1, 1, 1, 1, 1, [], [])
-    if rng.random() < 0.12:
-        spec.sparse_mode = rng.choice([0, 1, 2, 3, 4, 7, 8] if packed else [0, 1, 2, 3, 4])
-    else:
-        spec.sparse_mode = rng.choice([0, 1, 2, 3, 4, 6, 7, 8] if packed else [0, 1, 2, 3, 4, 5, 6])
+    modes = [0, 1, 2, 3, 4, 6, 7, 8] if packed else [0, 1, 2, 3, 4, 5, 6]
+    spec.sparse_mode = rng.choice(modes)
+    if rng.random() > 0.12:
         _draw_mask(rng, spec)
     causal_pse = spec.mask != "none" and spec.sparse_mode in ((0, 2, 3, 4) if packed else (0, 2, 3))
     if packed and causal_pse and rng.random() < 0.35:

@@ -53,10 +53,7 @@ def _legal(first: tuple[str, str], second: tuple[str, str]) -> bool:
                 return False
             if value in "78" and other == "pse" and other_value != "none":
                 return False
-            if (value, other, other_value) in (
-                ("7", "lengths", "more queries"),
-                ("6", "zero_lengths", "trailing"),
-            ):
+            if (value, other, other_value) == ("7", "lengths", "more queries"):
                 return False
         if (name, value) == ("pse", "compressed"):
             if other == "mode" and other_value not in "0234":

@@ -236,9 +236,14 @@ PACKED = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("softmax_layout", ["", "TND"])
 @pytest.mark.parametrize("lengths", PACKED)
-def test_sequences_without_tokens(lengths: str, softmax_layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sink", [False, True])
+def test_sequences_without_tokens(
+    lengths: str, sink: bool, softmax_layout: str, dtype: torch.dtype
+) -> None:
     q_ends, kv_ends = PACKED[lengths]
     call = _tnd(q_ends, kv_ends, dtype) | {"softmax_layout": softmax_layout}
+    if sink:
+        call["sink"] = _random(HEADS, seed=5)
     dy = _random(call["query"].shape[0], HEADS, V_DIM, dtype=dtype, seed=9)
     actual = run(call, dy)
     exact = attention(call, dy, actual["out"])
