@@ -82,7 +82,7 @@ class TrainingProgress:
             self._live.update(state.panel(self._title, min(self._console.width, 88)))
         elif now - self._last_line >= PLAIN_LINE_SECONDS or share_done >= 1:
             self._last_line = now
-            self._console.print(state.line(), highlight=False)
+            self._console.print(state.line(), highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
