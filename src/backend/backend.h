@@ -1,4 +1,5 @@
-// Backend: what an implementation of the operator must offer. docs/adding_a_backend.md walks through it.
+// Backend: what an implementation of the operator must offer. docs/adding_a_backend.md walks
+// through it.
 #pragma once
 
 #include <string>
@@ -14,10 +15,13 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view Name() const = 0;
-  // Empty when the backend can run the problem; otherwise every reason why not, each a sentence for the user.
+  // Empty when the backend can run the problem; otherwise every reason why not, each a sentence for
+  // the user.
   virtual std::vector<std::string> UnsupportedReasons(const Problem& problem) const = 0;
-  virtual Status Forward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads) const = 0;
-  virtual Status Backward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads) const = 0;
+  virtual Status Forward(const Problem& problem, const ForwardArgs& args,
+                         ParallelFor& threads) const = 0;
+  virtual Status Backward(const Problem& problem, const BackwardArgs& args,
+                          ParallelFor& threads) const = 0;
 };
 
 // Each backend is one immutable object. registry.cc lists them in order of preference.
