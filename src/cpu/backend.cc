@@ -1,6 +1,7 @@
 // The CPU backend: tiled, online softmax, SIMD with run-time dispatch, on lent threads.
 #include "src/backend/backend.h"
 
+#include "fusion_attention/plan.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/targets.h"
 
@@ -11,10 +12,11 @@ class Cpu final : public Backend {
  public:
   std::string_view Name() const override { return "cpu"; }
 
+  // A wrong FUSION_ATTENTION_TARGET is no reason to step aside: then the call itself fails and says
+  // so, instead of running a thousand times slower on the next backend.
   std::vector<std::string> UnsupportedReasons(const Problem&) const override {
-    const auto& kernels = cpu::SelectedKernels();
-    if (kernels.ok()) return {};
-    return {kernels.status().message()};
+    if (!TargetNames().empty()) return {};
+    return {"this CPU has none of the SIMD targets that this build has"};
   }
 
   Status Forward(const Problem& problem, const ForwardArgs& args,
