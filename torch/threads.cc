@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
-#include <memory>
+#include <optional>
 
 namespace fusion_attention::torch_front_end {
 namespace {
@@ -20,11 +20,11 @@ std::atomic<int> forks{0};
 // The calling thread's own pool in a child of fork(). No lock is involved that another thread could
 // have held while forking.
 ThreadPool& ChildPool(int threads) {
-  thread_local std::unique_ptr<ThreadPool> pool;
+  thread_local std::optional<ThreadPool> pool;
   thread_local int made_for_threads = 0;
   thread_local int made_after_forks = 0;
   if (!pool || made_for_threads != threads || made_after_forks != forks) {
-    pool = std::make_unique<ThreadPool>(threads);
+    pool.emplace(threads);
     made_for_threads = threads;
     made_after_forks = forks;
   }
