@@ -2,8 +2,6 @@
 
 #include <cstring>
 
-#include "src/dropout/philox.h"
-
 namespace fusion_attention::cpu {
 
 KeepRule KeepRuleOf(const Problem& problem, const Inputs& inputs) {

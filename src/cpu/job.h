@@ -10,6 +10,7 @@
 #include "fusion_attention/forward.h"
 #include "src/cpu/kernels/kernel_table.h"
 #include "src/cpu/tile_bits.h"
+#include "src/dropout/philox.h"
 
 namespace fusion_attention::cpu {
 
@@ -38,9 +39,9 @@ struct Job {
              : scale < 0 ? T{-1}
                          : T{0}),
         magnitude(scale == 0 ? T{1} : std::abs(scale)),
-        keep_factor(p.dropout == DropoutKind::kNone
+        keep_factor(p.dropout == DropoutKind::kNone || p.dropout == DropoutKind::kDropAll
                         ? T{1}
-                        : static_cast<T>(1.0f / static_cast<float>(p.keep_prob))),
+                        : static_cast<T>(KeepFactor(p.keep_prob))),
         keep_rule(p.dropout == DropoutKind::kNone ? KeepRule{} : KeepRuleOf(p, in)) {}
 
   const Problem& problem;
@@ -56,7 +57,7 @@ struct Job {
   // the largest scaled one for every scale.
   T sign;
   T magnitude;
-  T keep_factor;  // 1 / keep_prob
+  T keep_factor;  // 1 / keep_prob; 1 where every weight is dropped, so that 0 stays 0
   KeepRule keep_rule;
 
   int64_t BlocksOf(const Sequence& s) const { return (s.q_len + rows - 1) / rows; }

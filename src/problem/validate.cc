@@ -96,13 +96,15 @@ Status CheckOptions(const Call& call, Draft& draft) {
   // 1 / keep_prob stays finite in float32: whatever is below the tolerance drops everything and is
   // never divided by.
   problem.keep_prob = call.keep_prob;
-  if (std::abs(call.keep_prob - 1.0) < kKeepProbTolerance) {
+  if (call.keep_prob < kKeepProbTolerance) {
+    problem.dropout = DropoutKind::kDropAll;
+  } else if (call.dropout_mask) {
+    problem.dropout = DropoutKind::kExternal;  // also with keep_prob 1: a mask that is given drops
+  } else if (std::abs(call.keep_prob - 1.0) < kKeepProbTolerance) {
     problem.keep_prob = 1.0;
     problem.dropout = DropoutKind::kNone;
-  } else if (call.keep_prob < kKeepProbTolerance) {
-    problem.dropout = DropoutKind::kDropAll;
   } else {
-    problem.dropout = call.dropout_mask ? DropoutKind::kExternal : DropoutKind::kPhilox;
+    problem.dropout = DropoutKind::kPhilox;
   }
 
   const int64_t mode = call.sparse_mode;

@@ -108,11 +108,11 @@ std::vector<Accept> TensorAccepts() {
          c.dropout_mask = TensorSpec{DType::kUInt8, {2, 192}};
        },
        [](const Problem& p) { return p.dropout == DropoutKind::kExternal; }},
-      {"dropout_mask_without_dropout", Dense,
+      {"dropout_mask_without_keep_prob", Dense,
        [](Call& c) {
          c.dropout_mask = TensorSpec{DType::kUInt8, {384}};
        },
-       [](const Problem& p) { return p.dropout == DropoutKind::kNone; }},
+       [](const Problem& p) { return p.dropout == DropoutKind::kExternal && p.keep_prob == 1.0; }},
       {"dropout_mask_huge", Dense,
        [](Call& c) {
          c.dropout_mask = TensorSpec{DType::kUInt8, {kMax, kMax}};
