@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import differential
 import pytest
@@ -85,9 +86,18 @@ def test_cases_cover_every_legal_pair_of_features() -> None:
     assert not impossible
 
 
-@pytest.mark.parametrize("first", range(0, CASES, CHUNK))
-def test_random_cases(first: int) -> None:
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Small cases gain nothing by threads, and the tests already run side by side."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("first", range(0, CASES, CHUNK))
+@pytest.mark.usefixtures("_one_thread")
+def test_random_cases(first: int) -> None:
     found = [text for seed in range(first, first + CHUNK) for text in differential.failures(seed)]
     assert not found, "\n".join(found)
 
