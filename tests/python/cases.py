@@ -309,7 +309,8 @@ def _draw_arguments(rng: random.Random, spec: Spec) -> None:
     if spec.dropout == "all":
         arguments["keep_prob"] = 1e-10
     elif spec.dropout != "none":
-        arguments["keep_prob"] = rng.choice([0.9, 0.8, 0.5, 0.3, 0.999])
+        alone = [1.0] if spec.dropout == "external" else []
+        arguments["keep_prob"] = rng.choice([0.9, 0.8, 0.5, 0.3, 0.999, *alone])
     elif rng.random() < 0.1:
         arguments["keep_prob"] = 1 - 1e-10
     if spec.dropout == "philox":

@@ -119,13 +119,14 @@ def test_backward_uses_the_forward_mask(dtype: torch.dtype) -> None:
     assert torch.equal(dv.mT != 0, expected)
 
 
+@pytest.mark.parametrize("keep_prob", [0.9, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_external_mask_is_read_bit_by_bit(dtype: torch.dtype) -> None:
+def test_an_external_mask_is_read_bit_by_bit(dtype: torch.dtype, keep_prob: float) -> None:
     count = 2 * 3 * 5 * 13
     mask = torch.randint(
         0, 256, (-(-count // 8),), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    kept, result = _applied(2, 3, 5, 13, dtype, keep_prob=0.9, dropout_mask=mask)
+    kept, result = _applied(2, 3, 5, 13, dtype, keep_prob=keep_prob, dropout_mask=mask)
     expected = [(int(mask[k // 8]) >> (k % 8)) & 1 == 1 for k in range(count)]
     assert kept.tolist() == expected
     assert result[4:] == (0, 0, count)
