@@ -157,13 +157,24 @@ def machine() -> dict[str, str]:
     }
 
 
-def summary(results: list[Result]) -> str:
-    """Counts the rows that keep the promise: never slower than torch in fp32."""
-    fp32 = [r for r in results if r.dtype == "fp32"]
-    kept = [r for r in fp32 if r.ours_best <= r.torch_best]
-    slower = [r.key for r in fp32 if r.ours_best > r.torch_best]
-    text = f"fp32: {len(kept)} of {len(fp32)} rows at least as fast as torch"
-    return "\n  slower: ".join([text, *slower])
+def summary(rows: list[tuple[Result, Result | None]]) -> str:
+    """Counts the rows that keep each promise and names the others; rows are (result, its fp32)."""
+    promises = (
+        (
+            "fp32 at least as fast as torch",
+            {r.key: r.torch_best / r.ours_best >= 1 for r, _ in rows if r.dtype == "fp32"},
+        ),
+        (
+            "16-bit at least 0.9 times as fast as fp32",
+            {r.key: fp32.ours_best / r.ours_best >= 0.9 for r, fp32 in rows if fp32},
+        ),
+    )
+    lines = []
+    for promise, kept in promises:
+        if kept:
+            lines.append(f"{promise}: {sum(kept.values())} of {len(kept)} rows")
+            lines += [f"  not so: {key}" for key, so in kept.items() if not so]
+    return "\n".join(lines)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -190,6 +201,7 @@ def main() -> None:
     title = f"{facts['cpu']}, target {facts['target']}, torch {facts['torch']}, {facts['commit']}"
     table = new_table(title)
     results: dict[tuple[Case, Direction, int], Result] = {}
+    rows: list[tuple[Result, Result | None]] = []
     total = len(cases) * len(DIRECTIONS) * len(peaks)
     # Without a terminal, rich assumes 80 columns and would cut the table.
     console = Console(width=None if os.isatty(1) else 150)
@@ -206,12 +218,13 @@ def main() -> None:
                     result = measure(contestants, direction, peak, arguments.seconds)
                     results[case, direction, peak.threads] = result
                     fp32 = results.get((case.in_fp32(), direction, peak.threads))
-                    add_row(table, result, None if fp32 is result else fp32)
+                    rows.append((result, None if fp32 is result else fp32))
+                    add_row(table, *rows[-1])
         live.update(table)
-    console.print(f"\n{summary(list(results.values()))}")
+    console.print(f"\n{summary(rows)}")
     if arguments.json:
-        rows = [asdict(result) for result in results.values()]
-        arguments.json.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")
+        content = {"machine": facts, "results": [asdict(result) for result, _ in rows]}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
