@@ -1,7 +1,7 @@
 """Checks that every C++ include and every Python import is one that the design allows.
 
-The graph below is the design: each folder and what it may include. `--draw` prints it for
-docs/design.md. The check knows paths and include lines only; it parses no C++.
+The graph below is the design: each folder and what it may include. docs/design.md shows it as
+`--draw` prints it. The check knows paths and include lines only; it parses no C++.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Layer:
 API = "include/fusion_attention"
 BACKEND_INTERFACE = "src/backend/backend.h"
 PACKAGE = "python/fusion_attention"
+PICTURE = "docs/design.md"
 
 # A file belongs to the layer with the longest matching path. Every layer may use itself.
 CPP_LAYERS = (
@@ -181,6 +182,9 @@ def main() -> int:
     files = sorted(f for x in folders for end in ("*.h", "*.cc") for f in x.rglob(end))
     violations = [text for file in files for text in cpp_violations(file)]
     violations += unused_permissions(files)
+    picture = ROOT / PICTURE
+    if not picture.is_file() or drawing() not in picture.read_text(encoding="utf-8"):
+        violations.append(f"{PICTURE}: its graph is not what `check_includes.py --draw` prints")
     for folder in ("python", "tests", "bench", "examples", "tools"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             violations += python_violations(file)
