@@ -31,7 +31,7 @@ from gpt.progress import TrainingProgress, minutes
 from gpt.report import History, comparison_table, draw_losses, draw_mask
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-HELD_OUT_CHECKS = 10  # while training, and one more at the end
+HELD_OUT_CHECKS = 16  # while training, and one more at the end
 PROMPTS = ["def ", "class ", '"""']
 
 
@@ -88,8 +88,8 @@ def parse_options(arguments: list[str] | None = None) -> Options:
 
 
 def learning_rate(step: int, share_done: float, peak: float) -> float:
-    """Fifty steps of warm-up, then a cosine down to a twentieth of the peak."""
-    warm_up = min(1.0, (step + 1) / 50)
+    """Twenty steps of warm-up, then a cosine down to a twentieth of the peak."""
+    warm_up = min(1.0, (step + 1) / 20)
     return peak * warm_up * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share_done)))
 
 

@@ -127,8 +127,8 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.width, VOCABULARY, bias=False)
         self.register_buffer("rotations", rotations(config.context, config.head_dim), False)
         for name, weight in self.named_parameters():
-            if name.endswith(("attention.out.weight", "down.weight")):
-                nn.init.zeros_(weight)  # every block starts as the identity
+            if name.endswith(("attention.out.weight", "down.weight", "head.weight")):
+                nn.init.zeros_(weight)  # blocks start as the identity, bytes as equally likely
             elif weight.dim() == 2:
                 nn.init.normal_(weight, std=1 / math.sqrt(config.width))
 
