@@ -90,14 +90,15 @@ def build(spec: Spec) -> Case:
     rng = random.Random(spec.seed + 1)
     batch_axis = 1 if spec.layout in ("SBH", "TND") else 0
 
-    def normal(*shape: int) -> torch.Tensor:
-        values = torch.randn(shape, generator=generator).to(spec.dtype)
-        return restride(values, spec.strides, batch_axis)
+    def normal(*shape: int, size: float = 1.0) -> torch.Tensor:
+        values = torch.randn(shape, generator=generator) * size
+        return restride(values.to(spec.dtype), spec.strides, batch_axis)
 
     q_tokens = sum(spec.q_lens) + spec.spare_tokens if spec.is_packed else spec.q_lens[0]
     kv_tokens = sum(spec.kv_lens) + spec.spare_tokens if spec.is_packed else spec.kv_lens[0]
+    q_size = spec.head_dim**-0.5 if spec.scale_kind == "one" else 1.0
     call: dict[str, Any] = {
-        "query": normal(*_tensor_shape(spec, q_tokens, spec.heads, spec.head_dim)),
+        "query": normal(*_tensor_shape(spec, q_tokens, spec.heads, spec.head_dim), size=q_size),
         "key": normal(*_tensor_shape(spec, kv_tokens, spec.kv_heads, spec.head_dim)),
         "value": normal(*_tensor_shape(spec, kv_tokens, spec.kv_heads, spec.value_dim)),
         "head_num": spec.heads,
