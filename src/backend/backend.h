@@ -18,6 +18,8 @@ class Backend {
   // Empty when the backend can run the problem; otherwise every reason why not, each a sentence for
   // the user.
   virtual std::vector<std::string> UnsupportedReasons(const Problem& problem) const = 0;
+  // Why this process cannot run the backend, although the machine could; asked when a plan is made.
+  virtual Status Ready() const { return Status(); }
   virtual Status Forward(const Problem& problem, const ForwardArgs& args,
                          ParallelFor& threads) const = 0;
   virtual Status Backward(const Problem& problem, const BackwardArgs& args,

@@ -24,6 +24,8 @@ StatusOr<Plan> Plan::Create(const Call& call, const PlanOptions& options) {
   if (!problem.ok()) return problem.status();
   const StatusOr<const Backend*> backend = ChooseBackend(Backends(), options.backend, *problem);
   if (!backend.ok()) return backend.status();
+  const Status ready = (*backend)->Ready();
+  if (!ready.ok()) return ready;
   return Plan(problem.TakeValue(), *backend);
 }
 

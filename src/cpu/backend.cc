@@ -12,23 +12,23 @@ class Cpu final : public Backend {
  public:
   std::string_view Name() const override { return "cpu"; }
 
-  // A wrong FUSION_ATTENTION_TARGET is no reason to step aside: then the call itself fails and says
-  // so, instead of running a thousand times slower on the next backend.
   std::vector<std::string> UnsupportedReasons(const Problem&) const override {
     if (!TargetNames().empty()) return {};
     return {"this CPU has none of the SIMD targets that this build has"};
   }
 
+  // A wrong FUSION_ATTENTION_TARGET is no reason to step aside: the call fails and says so, instead
+  // of running a thousand times slower on the next backend.
+  Status Ready() const override { return cpu::SelectedKernels().status(); }
+
   Status Forward(const Problem& problem, const ForwardArgs& args,
                  ParallelFor& threads) const override {
-    const auto& kernels = cpu::SelectedKernels();
-    return kernels.ok() ? cpu::RunForward(problem, args, threads, *kernels) : kernels.status();
+    return cpu::RunForward(problem, args, threads, *cpu::SelectedKernels());
   }
 
   Status Backward(const Problem& problem, const BackwardArgs& args,
                   ParallelFor& threads) const override {
-    const auto& kernels = cpu::SelectedKernels();
-    return kernels.ok() ? cpu::RunBackward(problem, args, threads, *kernels) : kernels.status();
+    return cpu::RunBackward(problem, args, threads, *cpu::SelectedKernels());
   }
 };
 

@@ -44,7 +44,7 @@ class BackwardPass {
   }
 
   Status Run() {
-    if (dpse_.failed()) return OutOfMemory(0);
+    if (!dpse_.status().ok()) return dpse_.status();
     const Status carry = AllocateCarry();
     if (!carry.ok()) return carry;
     const Status status = by_head_ ? RunByHead() : RunWavefront();
@@ -58,20 +58,20 @@ class BackwardPass {
   }
 
   Cut ChooseCut() const {
-    // Rows of a segment fill at most 512 KiB (five packed arrays), dK and dV of a column at most 2
-    // MiB.
+    // Rows of a segment fill at most 512 KiB (five packed arrays), dK and dV of a column 2 MiB.
     const int64_t block_bytes =
         job_.rows * (3 * job_.key_ld + 2 * job_.value_ld) * static_cast<int64_t>(sizeof(T));
     Cut cut;
     cut.segment_blocks = std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, 8);
     cut.column_keys = (2 << 20) / std::max<int64_t>(KeyRowBytes(), 1);
     if (!by_head_) {
-      // Enough cells on an anti-diagonal that all workers find one.
-      cut.column_keys =
-          std::min(cut.column_keys, max_kv_ / (8 * ((workers_ + grids_ - 1) / grids_)));
-      cut.segment_blocks = std::clamp<int64_t>(
-          max_q_ / job_.rows / (8 * ((workers_ + grids_ - 1) / grids_)), 1, cut.segment_blocks);
+      // Enough cells on an anti-diagonal that all workers find one, and columns small enough that
+      // one of each grid fits the memory even with almost 8 grids a worker.
+      const int64_t cells_per_side = 8 * ((workers_ + grids_ - 1) / grids_);
+      cut.column_keys = std::min(cut.column_keys / 2, max_kv_ / cells_per_side);
       cut.column_keys = std::max<int64_t>(cut.column_keys, 128);
+      cut.segment_blocks =
+          std::clamp<int64_t>(max_q_ / job_.rows / cells_per_side, 1, cut.segment_blocks);
     }
     cut.column_keys = std::max(cut.column_keys, job_.tile_keys) / job_.tile_keys * job_.tile_keys;
     cut.column_keys =
@@ -284,6 +284,7 @@ Status Run(const Problem& problem, const BackwardArgs& args, ParallelFor& thread
 
 Status RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
                    const Kernels& kernels) {
+  const DefaultFloatEnvironment environment;
   if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
   return Run(problem, args, threads, *kernels.f32);
 }

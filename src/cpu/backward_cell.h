@@ -7,8 +7,6 @@
 // cells, only on the order of the cells of one row or one column.
 #pragma once
 
-#include <cmath>
-
 #include "fusion_attention/backward.h"
 #include "src/cpu/dpse.h"
 #include "src/cpu/job.h"
@@ -29,7 +27,7 @@ struct Cell {
 template <typename T>
 struct CellScratch {
   CellScratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
-    const int64_t padded_keys = job.tile_keys + 8;
+    const int64_t padded_keys = job.tile_keys + kKeyPadding;
     const int64_t rows = blocks * job.rows;
     key = arena.Take<T>(padded_keys * job.key_ld);
     value = arena.Take<T>(padded_keys * job.value_ld);
@@ -41,15 +39,15 @@ struct CellScratch {
     dyt = arena.Take<T>(rows * job.value_ld);
     dq = arena.Take<T>(rows * job.key_ld);
     out = arena.Take<T>(job.rows * job.value_ld);
-    lse = arena.Take<T>(rows);
+    max = arena.Take<T>(rows);
+    weight = arena.Take<T>(rows);
     delta = arena.Take<T>(rows);
-    scale = arena.Take<T>(job.rows);
     finite = arena.Take<bool>(blocks);
   }
   TileScratch<T> tile;
   T *key, *value, *p, *ds;    // one tile
   T *q, *dy, *qt, *dyt, *dq;  // the cell's rows: natural, transposed by block, and the gradient
-  T *out, *lse, *delta, *scale;
+  T *out, *max, *weight, *delta;
   bool* finite;  // per block: no NaN or infinity in q and dy
 };
 
@@ -131,8 +129,8 @@ class CellPass {
     k.deltas(s.out, dy, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
-      s.lse[at + r] = static_cast<T>(args_.softmax_max[index] +
-                                     std::log(static_cast<double>(args_.softmax_sum[index])));
+      s.max[at + r] = static_cast<T>(args_.softmax_max[index]);
+      s.weight[at + r] = T{1} / static_cast<T>(args_.softmax_sum[index]);
     }
   }
 
@@ -179,7 +177,7 @@ class CellPass {
       ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
       k.add_bias(s.p, s.tile.bias, count, job_.sign, nullptr);
     }
-    k.probabilities(s.p, count, job_.magnitude, s.lse + at, visible);
+    k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
     k.scores(s.dyt + at * job_.value_ld, s.value + skip * job_.value_ld, job_.value_ld, count,
              p.value_dim, vectors, s.ds, nullptr);
     const BitWord* keep = nullptr;
@@ -189,8 +187,7 @@ class CellPass {
     }
     k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep, job_.keep_factor);
     if (dpse_.wanted()) {
-      std::fill_n(s.scale, job_.rows, job_.scale);
-      dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile, s.scale);
+      dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile);
     }
   }
 
@@ -205,16 +202,16 @@ class CellPass {
     const int64_t R = job_.rows;
     if (tile.partial && !s.finite[b]) {
       k.gradient_visible(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld,
-                         s.tile.visible, true);
+                         s.tile.visible);
       k.gradient_visible(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld,
-                         s.tile.visible, true);
+                         s.tile.visible);
     } else {
       k.gradient(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld);
       k.gradient(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld);
     }
     if (tile.partial && !finite_key) {
       k.gradient_visible(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld,
-                         s.tile.visible, false);
+                         s.tile.visible);
     } else {
       k.gradient(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld);
     }

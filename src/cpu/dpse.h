@@ -4,10 +4,12 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "fusion_attention/backward.h"
-#include "src/cpu/job.h"
 #include "src/cpu/scratch.h"
+#include "src/cpu/tile_inputs.h"
+#include "src/cpu/work.h"
 
 namespace fusion_attention::cpu {
 
@@ -17,19 +19,23 @@ class PseGradient {
   PseGradient(const Job<T>& job, const ScoreView& dpse) : job_(job), dpse_(dpse) {
     const Problem& p = job.problem;
     if (!wanted()) return;
+    scale_.assign(static_cast<size_t>(job.rows), job.scale);
     numel_ = p.pse.batch * p.q_heads * p.pse.rows * p.pse.keys;
     across_batch_ = p.pse.batch == 1 && p.sequences() > 1;
     sums_ = across_batch_ || p.pse.kind == PseKind::kCompressed || (p.pse.rows == 1 && p.q_len > 1);
     if (sums_ && SizeOf(dpse.dtype) < static_cast<int64_t>(sizeof(T))) {
       own_ = AllocateBuffer(RoundUp(numel_, kRowPadding) * static_cast<int64_t>(sizeof(T)));
-      if (own_ != nullptr) std::memset(own_.get(), 0, static_cast<size_t>(numel_) * sizeof(T));
-      failed_ = own_ == nullptr;
+      if (own_ == nullptr) {
+        status_ = OutOfMemory(numel_ * static_cast<int64_t>(sizeof(T)));
+        return;
+      }
+      std::memset(own_.get(), 0, static_cast<size_t>(numel_) * sizeof(T));
     }
     std::memset(dpse.data, 0, static_cast<size_t>(numel_ * SizeOf(dpse.dtype)));
   }
 
   bool wanted() const { return dpse_.data != nullptr; }
-  bool failed() const { return failed_; }
+  const Status& status() const { return status_; }
   // Whether pieces of different sequences, or of one (sequence, head), write the same elements and
   // so must not run at once.
   bool across_batch() const { return across_batch_; }
@@ -37,9 +43,9 @@ class PseGradient {
 
   // Adds scale * ds of one tile; ds is [key][row].
   void Add(const Sequence& sequence, const RowIntervals& intervals, int64_t head, Span rows,
-           Span keys, const T* ds, TileScratch<T>& tile, const T* row_factor) const {
+           Span keys, const T* ds, TileScratch<T>& tile) const {
     const int64_t ld = RoundUp(job_.tile_keys, kRowPadding);
-    job_.k.transpose_back(ds, rows.size(), keys.size(), row_factor, tile.bias_rows, ld);
+    job_.k.transpose_back(ds, rows.size(), keys.size(), scale_.data(), tile.bias_rows, ld);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const PseRow row = PseRowAt(job_.problem, dpse_.strides, sequence, intervals, head, r, keys);
       const T* from = tile.bias_rows + (r - rows.begin) * ld;
@@ -63,10 +69,11 @@ class PseGradient {
  private:
   const Job<T>& job_;
   ScoreView dpse_;
+  std::vector<T> scale_;  // one factor per row of a block, all the same
   int64_t numel_ = 0;
   bool sums_ = false;
   bool across_batch_ = false;
-  bool failed_ = false;
+  Status status_;
   Buffer own_;  // sums of 16-bit gradients
 };
 

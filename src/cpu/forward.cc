@@ -7,13 +7,16 @@
 #include <limits>
 #include <vector>
 
-#include "src/cpu/job.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/scratch.h"
+#include "src/cpu/tile_inputs.h"
 #include "src/cpu/work.h"
 
 namespace fusion_attention::cpu {
 namespace {
+
+// Most blocks of a piece: more would save little packing and cost L2.
+constexpr int64_t kMaxBlocks = 8;
 
 // One block of query rows and the state of its online softmax.
 template <typename T>
@@ -36,7 +39,8 @@ class ForwardPass {
     const Problem& p = job.problem;
     const int64_t block_bytes =
         job.rows * (job.key_ld + job.value_ld) * static_cast<int64_t>(sizeof(T));
-    per_piece_ = std::clamp<int64_t>((256 << 10) / std::max<int64_t>(block_bytes, 1), 1, 8);
+    per_piece_ =
+        std::clamp<int64_t>((256 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
     const int64_t heads = p.kv_heads;
     if (p.layout != Layout::kTND) {
       const int64_t blocks = job.BlocksOf(p.SequenceAt(0)) * p.group();
@@ -45,6 +49,10 @@ class ForwardPass {
       pieces_ = p.batch * heads * pieces_per_head_;
       return;
     }
+    int64_t all_blocks = 0;
+    for (int64_t s = 0; s < p.sequences(); ++s)
+      all_blocks += job.BlocksOf(p.SequenceAt(s)) * p.group();
+    per_piece_ = std::clamp<int64_t>(all_blocks * heads / (4 * workers), 1, per_piece_);
     for (int64_t s = 0; s < p.sequences(); ++s) {
       const int64_t blocks = job.BlocksOf(p.SequenceAt(s)) * p.group();
       for (int64_t b = 0; b < blocks; b += per_piece_) {
@@ -90,7 +98,7 @@ class ForwardPass {
 
   struct Scratch {
     Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
-      const int64_t padded_keys = job.tile_keys + 8;
+      const int64_t padded_keys = job.tile_keys + kKeyPadding;
       key = arena.Take<T>(padded_keys * job.key_ld);
       value = arena.Take<T>(padded_keys * job.value_ld);
       scores = arena.Take<T>(padded_keys * job.rows);
@@ -144,7 +152,7 @@ class ForwardPass {
     const KernelTable<T>& k = job_.k;
     const Sequence s = p.SequenceAt(piece.sequence);
     const RowIntervals intervals = p.IntervalsOf(s);
-    RowBlock<T> blocks[8];
+    RowBlock<T> blocks[kMaxBlocks];
     const int64_t count = std::min(per_piece_, job_.BlocksOf(s) * p.group() - piece.first_block);
     for (int64_t i = 0; i < count; ++i) blocks[i] = StartBlock(s, piece, i, scratch);
     if (s.kv_len > 0 && p.head_dim > 0) {
@@ -211,14 +219,18 @@ class ForwardPass {
     for (int64_t r = 0; r < block.rows.size(); ++r) {
       const T l = block.l[r];
       float max = static_cast<float>(block.m[r]);
-      float sum = static_cast<float>(l);
+      // Both statistics are float32. Where that rounds the maximum, the sum is taken relative to
+      // the rounded one, so that the pair still encodes the float64 normaliser.
+      float sum = static_cast<float>(l * std::exp(block.m[r] - static_cast<T>(max)));
       if (empty) {
         max = sum = 0;
       } else if (l == 0) {
         max = -FLT_MAX;
         sum = p.MaskedRowSum(s);
       } else if (std::isnan(l)) {
-        max = sum;
+        max = sum = std::numeric_limits<float>::quiet_NaN();
+      } else if (std::isinf(max)) {
+        sum = static_cast<float>(l);
       }
       factor[r] = l == 0 ? T{0} : job_.keep_factor / l;
       const int64_t at = p.StatisticsIndex(s, block.head, block.rows.begin + r);
@@ -267,6 +279,7 @@ Status Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads
 
 Status RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
                   const Kernels& kernels) {
+  const DefaultFloatEnvironment environment;
   if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
   return Run(problem, args, threads, *kernels.f32);
 }

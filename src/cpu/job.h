@@ -14,14 +14,20 @@
 
 namespace fusion_attention::cpu {
 
-// The tile shape is a function of head_dim and the target alone, never of threads, batch or layout:
-// it decides in which order numbers are added, and so every bit of the result. A tile's keys and
-// values should fit L1 beside its scores: 64 keys x 64 channels x 4 bytes = 16 KiB.
+// Keys of a tile. A function of head_dim alone, never of threads, batch or layout: it decides in
+// which order numbers are added, and so every bit of the result. Up to head_dim 128, 64 keys were
+// the best of 32, 48, 64, 96 and 128 (Zen 5, forward and backward together); beyond, packed keys
+// and values stay within 64 KiB.
 inline int64_t TileKeys(int64_t head_dim) {
   return head_dim <= 128 ? 64 : head_dim <= 256 ? 32 : 16;
 }
 
-KeepRule KeepRuleOf(const Problem& problem, const Inputs& inputs);
+inline KeepRule KeepRuleOf(const Problem& problem, const Inputs& inputs) {
+  if (problem.dropout == DropoutKind::kNone) return {};
+  if (problem.dropout == DropoutKind::kDropAll) return {0, 0, 0, 1};  // no word reaches 1
+  const KeepThreshold threshold = KeepThresholdOf(problem.dtype, problem.keep_prob);
+  return {inputs.seed, inputs.offset, threshold.low_mask, threshold.threshold};
+}
 
 template <typename T>
 struct Job {
@@ -35,14 +41,12 @@ struct Job {
         key_ld(RoundUp(p.head_dim, kRowPadding)),
         value_ld(RoundUp(p.value_dim, kRowPadding)),
         scale(static_cast<T>(p.scale)),
-        sign(scale > 0   ? T{1}
-             : scale < 0 ? T{-1}
-                         : T{0}),
+        sign(static_cast<T>((scale > 0) - (scale < 0))),
         magnitude(scale == 0 ? T{1} : std::abs(scale)),
         keep_factor(p.dropout == DropoutKind::kNone || p.dropout == DropoutKind::kDropAll
                         ? T{1}
                         : static_cast<T>(KeepFactor(p.keep_prob))),
-        keep_rule(p.dropout == DropoutKind::kNone ? KeepRule{} : KeepRuleOf(p, in)) {}
+        keep_rule(KeepRuleOf(p, in)) {}
 
   const Problem& problem;
   const Inputs& inputs;
@@ -62,7 +66,7 @@ struct Job {
 
   int64_t BlocksOf(const Sequence& s) const { return (s.q_len + rows - 1) / rows; }
   int64_t KvHead(int64_t head) const { return head / problem.group(); }
-  int64_t KeyGroups() const { return (tile_keys + 31) / 32; }
+  int64_t KeyWords() const { return (tile_keys + kWordBits - 1) / kWordBits; }
 };
 
 // Rows [begin, ...) of a (sequence, head) of a tensor.
@@ -75,45 +79,5 @@ BasicRows<Void> RowsAt(const BasicTensorView<Void>& view, int64_t batch, int64_t
   return {static_cast<Byte*>(view.data) + element * SizeOf(view.dtype), view.dtype,
           view.strides.token, view.strides.channel};
 }
-
-// Scratch of the score stage, which both directions share: bits, bias and dropout of one tile.
-template <typename T>
-struct TileScratch {
-  template <typename A>
-  TileScratch(A& arena, const Job<T>& job)
-      : visible(arena.template Take<BitWord>(job.KeyGroups() * job.rows)),
-        keep(arena.template Take<BitWord>(job.KeyGroups() * job.rows)),
-        first(arena.template Take<uint64_t>(job.rows)),
-        bias_rows(arena.template Take<T>(job.problem.pse.kind == PseKind::kNone
-                                             ? 0
-                                             : job.rows * RoundUp(job.tile_keys, kRowPadding))),
-        bias(arena.template Take<T>(job.problem.pse.kind == PseKind::kNone
-                                        ? 0
-                                        : job.rows * RoundUp(job.tile_keys, kRowPadding))) {}
-  BitWord* visible;
-  BitWord* keep;
-  uint64_t* first;
-  T* bias_rows;  // [row][key]
-  T* bias;       // [key][row]
-};
-
-// Where in the tensor pse (and dpse) a row of a tile begins: element index of (row, first key),
-// keys apart by strides.key, and how many keys from there may be touched.
-struct PseRow {
-  int64_t element;
-  int64_t keys;
-};
-PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
-                const RowIntervals& intervals, int64_t head, int64_t row, Span keys);
-
-// bias[key][row] = pse of the tile.
-template <typename T>
-void ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
-              int64_t head, Span rows, Span keys, TileScratch<T>& tile);
-
-// The keep bits of the tile, from Philox or from the caller's mask.
-template <typename T>
-void ReadKeep(const Job<T>& job, const Sequence& sequence, int64_t head, Span rows, Span keys,
-              TileScratch<T>& tile);
 
 }  // namespace fusion_attention::cpu

@@ -8,8 +8,8 @@ namespace {
 
 // Bits [begin, end) of a word, for any begin and end.
 BitWord BitsBetween(int64_t begin, int64_t end) {
-  begin = std::clamp<int64_t>(begin, 0, 32);
-  end = std::clamp<int64_t>(end, begin, 32);
+  begin = std::clamp<int64_t>(begin, 0, kWordBits);
+  end = std::clamp(end, begin, kWordBits);
   return static_cast<BitWord>(((uint64_t{1} << (end - begin)) - 1) << begin);
 }
 
@@ -65,8 +65,8 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
   for (int64_t r = rows.begin; r < rows.end; ++r) {
     const int64_t begin = intervals.Begin(r) - tile.keys.begin;
     const int64_t end = intervals.End(r) - tile.keys.begin;
-    for (int64_t k = 0; k < tile.keys.size(); k += 32) {
-      const int64_t count = std::min<int64_t>(32, tile.keys.size() - k);
+    for (int64_t k = 0; k < tile.keys.size(); k += kWordBits) {
+      const int64_t count = std::min(kWordBits, tile.keys.size() - k);
       BitWord word = BitsBetween(begin - k, std::min(end - k, count));
       if (dense_ && word != 0) {
         word &= KeptBits(mask + r * mask_.strides.row + (tile.keys.begin + k) * mask_.strides.key,
@@ -74,7 +74,7 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
       }
       all &= word == BitsBetween(0, count);
       any |= word != 0;
-      bits[k / 32 * block_rows + (r - rows.begin)] = word;
+      bits[k / kWordBits * block_rows + (r - rows.begin)] = word;
     }
   }
   if (!any) return {{keys.begin, keys.begin}, false};
@@ -86,11 +86,11 @@ void ReadKeepBits(const uint8_t* mask, int64_t numels, const uint64_t* first, in
                   int64_t keys, int64_t block_rows, BitWord* keep) {
   const uint64_t bytes = (static_cast<uint64_t>(numels) + 7) / 8;
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t k = 0; k < keys; k += 32) {
+    for (int64_t k = 0; k < keys; k += kWordBits) {
       const uint64_t element = first[r] + static_cast<uint64_t>(k);
       uint64_t window = 0;
       std::memcpy(&window, mask + element / 8, std::min<uint64_t>(5, bytes - element / 8));
-      keep[k / 32 * block_rows + r] = static_cast<BitWord>(window >> (element % 8));
+      keep[k / kWordBits * block_rows + r] = static_cast<BitWord>(window >> (element % 8));
     }
   }
 }

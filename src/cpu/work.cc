@@ -2,30 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cfenv>
 #include <cstring>
 #include <string>
 
 #include "src/cpu/scratch.h"
 
 namespace fusion_attention::cpu {
-namespace {
-
-class DefaultFloatEnvironment {
- public:
-  DefaultFloatEnvironment() {
-    std::fegetenv(&saved_);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
-  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
-  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
-
- private:
-  std::fenv_t saved_;
-};
-
-}  // namespace
 
 Status OutOfMemory(int64_t bytes) {
   return Status(StatusCode::kResourceExhausted,

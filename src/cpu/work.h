@@ -1,6 +1,7 @@
 // Runs independent pieces of work on lent threads.
 #pragma once
 
+#include <cfenv>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -28,10 +29,25 @@ class WorkerScratch {
 };
 
 // Calls piece(scratch, i) for every i in [0, pieces), started in ascending order, on the workers
-// that `scratch` was made for. Pieces run under the default floating-point environment (round to
-// nearest, subnormals kept), whatever the caller has set, so that results do not depend on it.
+// that `scratch` was made for.
 void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
                const std::function<void(std::byte* scratch, int64_t piece)>& piece);
+
+// The default floating-point environment (round to nearest, subnormals kept) for a scope, whatever
+// the caller has set, so that results do not depend on it. RunPieces() opens one in each worker.
+class DefaultFloatEnvironment {
+ public:
+  DefaultFloatEnvironment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
+  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
+  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
 
 Status OutOfMemory(int64_t bytes);
 

@@ -67,7 +67,7 @@ void KeepBits(const uint64_t* first, int64_t keys, const KeepRule& rule, BitWord
   const V offset1 = hn::Set(d, rule.offset >> 32);
   for (int64_t r = 0; r < block_rows; r += lanes) {
     const V element = hn::Load(d, first + r);
-    for (int64_t n = 0; n < keys; n += 32) {
+    for (int64_t n = 0; n < keys; n += kWordBits) {
       const V start = hn::Add(element, hn::Set(d, static_cast<uint64_t>(n)));
       const V skip = hn::And(start, three);
       const V block = hn::ShiftRight<2>(start);
@@ -83,7 +83,7 @@ void KeepBits(const uint64_t* first, int64_t keys, const KeepRule& rule, BitWord
         bits = AppendKeep(bits, x.w0, low_mask, below_threshold);
       }
       const V word = hn::And(hn::Shr(bits, skip), hn::Set(d, uint64_t{0xFFFFFFFFu}));
-      hn::StoreU(hn::TruncateTo(d32, word), d32, keep + n / 32 * block_rows + r);
+      hn::StoreU(hn::TruncateTo(d32, word), d32, keep + n / kWordBits * block_rows + r);
     }
   }
 }

@@ -29,6 +29,11 @@ using SinkRows = BasicRows<void>;
 
 // One bit per (key, row) of a tile: bit key % 32 of words[(key / 32) * block_rows + row].
 using BitWord = uint32_t;
+inline constexpr int64_t kWordBits = 32;
+
+// Packed tiles of keys and of scores have room for this many keys more, because kernels work on
+// whole steps of up to 8 keys.
+inline constexpr int64_t kKeyPadding = 8;
 
 // Everything that fixes the dropout bits but the element's index.
 struct KeepRule {
@@ -90,8 +95,10 @@ struct KernelTable {
   // out[r] = sum over c of o[r][c] * dy[r][c]. An output of exactly 0 adds nothing, even where dy
   // is NaN: rows that see no key have no gradient.
   void (*deltas)(const T* o, const T* dy, int64_t ld, int64_t rows, int64_t dim, T* out);
-  // s = visible ? exp(s * scale - lse) : 0. visible == nullptr: all are.
-  void (*probabilities)(T* s, int64_t keys, T scale, const T* lse, const BitWord* visible);
+  // s = visible ? exp(s * scale - max) * weight : 0, where weight[row] = 1 / softmax_sum.
+  // visible == nullptr: all are.
+  void (*probabilities)(T* s, int64_t keys, T scale, const T* max, const T* weight,
+                        const BitWord* visible);
   // dp = visible ? p * (factor * kept dp - delta) : 0, then p = factor * kept p. keep == nullptr:
   // all are kept and factor is 1.
   void (*score_gradients)(T* p, T* dp, int64_t keys, const T* delta, const BitWord* visible,
@@ -100,11 +107,12 @@ struct KernelTable {
   // and rows of b and c have `cols` elements (a multiple of kRowPadding).
   void (*gradient)(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
                    const T* b, int64_t ldb, int64_t cols, T* c, int64_t ldc);
-  // The same, bit for bit, but invisible pairs add nothing even where b is NaN or infinite.
-  // `key_major`: i is the key and j the query row, else the other way round.
+  // The same, bit for bit, but invisible pairs add nothing even where b is NaN or infinite. `a` is
+  // a tile of scores, so one of a_row and a_depth is 1: that index is the query row, the other the
+  // key.
   void (*gradient_visible)(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
                            const T* b, int64_t ldb, int64_t cols, T* c, int64_t ldc,
-                           const BitWord* visible, bool key_major);
+                           const BitWord* visible);
 
   // The keep bits of elements first[row] + key for every row of a block.
   void (*keep_bits)(const uint64_t* first, int64_t keys, const KeepRule& rule, BitWord* keep);

@@ -109,6 +109,7 @@ struct Same {
   }
 };
 
+// Pointers may have any alignment: vectors load unaligned, single elements go through memcpy.
 template <class Element, typename T>
 bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT dst, int64_t ld) {
   using Bits = typename Element::Bits;
@@ -120,18 +121,19 @@ bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT ds
   auto poison = zero;
   HWY_ALIGN Bits some[hn::MaxLanes(d)];
   const int64_t whole = src.channel_stride == 1 ? dim / lanes * lanes : 0;
+  constexpr int64_t kBytes = sizeof(Bits);
   for (int64_t r = 0; r < rows; ++r) {
-    const Bits* row = static_cast<const Bits*>(src.data) + r * src.row_stride;
+    const char* row = static_cast<const char*>(src.data) + r * src.row_stride * kBytes;
     T* HWY_RESTRICT to = dst + r * ld;
     for (int64_t c = 0; c < whole; c += lanes) {
-      const auto v = Element::Widen(d, row + c);
+      const auto v = Element::Widen(d, reinterpret_cast<const Bits*>(row + c * kBytes));
       poison = hn::Or(poison, hn::Mul(v, zero));
       hn::Store(v, d, to + c);
     }
     for (int64_t c = whole; c < ld; c += lanes) {
       std::memset(some, 0, sizeof(some));
       for (int64_t i = 0; i < HWY_MIN(lanes, dim - c); ++i) {
-        some[i] = row[(c + i) * src.channel_stride];
+        std::memcpy(some + i, row + (c + i) * src.channel_stride * kBytes, kBytes);
       }
       const auto v = Element::Widen(d, some);
       poison = hn::Or(poison, hn::Mul(v, zero));
@@ -150,16 +152,18 @@ void StoreAs(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T
   const auto scale = hn::Set(d, factor);
   HWY_ALIGN Bits some[hn::MaxLanes(d)];
   const int64_t whole = dst.channel_stride == 1 ? dim / lanes * lanes : 0;
+  constexpr int64_t kBytes = sizeof(Bits);
   for (int64_t r = 0; r < rows; ++r) {
-    Bits* row = static_cast<Bits*>(dst.data) + r * dst.row_stride;
+    char* row = static_cast<char*>(dst.data) + r * dst.row_stride * kBytes;
     const T* HWY_RESTRICT from = src + r * ld;
     for (int64_t c = 0; c < whole; c += lanes) {
-      Element::Narrow(d, hn::Mul(hn::Load(d, from + c), scale), row + c);
+      Element::Narrow(d, hn::Mul(hn::Load(d, from + c), scale),
+                      reinterpret_cast<Bits*>(row + c * kBytes));
     }
     for (int64_t c = whole; c < dim; c += lanes) {
       Element::Narrow(d, hn::Mul(hn::Load(d, from + c), scale), some);
       for (int64_t i = 0; i < HWY_MIN(lanes, dim - c); ++i) {
-        row[(c + i) * dst.channel_stride] = some[i];
+        std::memcpy(row + (c + i) * dst.channel_stride * kBytes, some + i, kBytes);
       }
     }
   }

@@ -28,7 +28,7 @@ template <class D>
 HWY_INLINE hn::Mask<D> RowsWithBit(D d, const BitWord* words, int64_t key) {
   const hn::RebindToUnsigned<D> du;
   using Lane = hn::TFromD<decltype(du)>;
-  const auto bit = hn::Set(du, Lane{1} << (key % 32));
+  const auto bit = hn::Set(du, Lane{1} << (key % kWordBits));
   if constexpr (sizeof(Lane) == sizeof(BitWord)) {
     return hn::RebindMask(d, hn::TestBit(hn::Load(du, words), bit));
   } else {
@@ -67,7 +67,7 @@ void MaskScores(T* HWY_RESTRICT s, const BitWord* HWY_RESTRICT visible, int64_t 
     auto max = hidden;
     for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
-      const auto seen = RowsWithBit(d, visible + n / 32 * block_rows + j, n);
+      const auto seen = RowsWithBit(d, visible + n / kWordBits * block_rows + j, n);
       const auto t = hn::IfThenElse(seen, hn::Load(d, p), hidden);
       hn::Store(t, d, p);
       max = hn::Max(max, t);
@@ -93,7 +93,9 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
     const auto new_max = hn::Max(old_max, hn::Mul(hn::Load(d, tile_max + j), factor));
     // While no key has been seen the maximum is -inf; subtracting 0 instead keeps -inf - -inf away.
     const auto shift = hn::IfThenZeroElse(hn::Eq(new_max, none), new_max);
-    const auto decay = exp(d, hn::Sub(old_max, shift));
+    // An unchanged maximum rescales by 1 even where it is infinite, as a sink may be.
+    const auto decay =
+        hn::IfThenElse(hn::Eq(old_max, new_max), one, exp(d, hn::Sub(old_max, shift)));
     auto sum = hn::Zero(d);
     int64_t n = 0;
     for (; n + 4 <= keys; n += 4) {
@@ -127,7 +129,7 @@ void Drop(T* HWY_RESTRICT p, const BitWord* HWY_RESTRICT keep, int64_t keys) {
   for (int64_t n = 0; n < keys; ++n) {
     for (int64_t j = 0; j < block_rows; j += lanes) {
       T* q = p + n * block_rows + j;
-      const auto kept = RowsWithBit(d, keep + n / 32 * block_rows + j, n);
+      const auto kept = RowsWithBit(d, keep + n / kWordBits * block_rows + j, n);
       hn::Store(hn::IfThenElseZero(kept, hn::Load(d, q)), d, q);
     }
   }
@@ -151,31 +153,34 @@ void Deltas(const T* HWY_RESTRICT o, const T* HWY_RESTRICT dy, int64_t ld, int64
 }
 
 template <typename T>
-void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT lse,
-                   const BitWord* HWY_RESTRICT visible) {
+void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT max,
+                   const T* HWY_RESTRICT weight, const BitWord* HWY_RESTRICT visible) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = 3 * lanes;
   const Exp<decltype(d)> exp(d);
   const auto factor = InRegister(hn::Set(d, scale));
   for (int64_t j = 0; j < block_rows; j += lanes) {
-    const auto shift = hn::Load(d, lse + j);
+    const auto shift = hn::Load(d, max + j);
+    const auto normaliser = hn::Load(d, weight + j);
     int64_t n = 0;
     for (; n + 4 <= keys; n += 4) {
 #pragma GCC unroll 4
       for (int64_t u = 0; u < 4; ++u) {
         T* p = s + (n + u) * block_rows + j;
-        hn::Store(exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift)), d, p);
+        const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
+        hn::Store(hn::Mul(e, normaliser), d, p);
       }
     }
     for (; n < keys; ++n) {
       T* p = s + n * block_rows + j;
-      hn::Store(exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift)), d, p);
+      const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
+      hn::Store(hn::Mul(e, normaliser), d, p);
     }
     if (visible == nullptr) continue;
     for (n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
-      const auto seen = RowsWithBit(d, visible + n / 32 * block_rows + j, n);
+      const auto seen = RowsWithBit(d, visible + n / kWordBits * block_rows + j, n);
       hn::Store(hn::IfThenElseZero(seen, hn::Load(d, p)), d, p);
     }
   }
@@ -194,7 +199,7 @@ void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
     for (int64_t n = 0; n < keys; ++n) {
       T* pn = p + n * block_rows + j;
       T* dn = dp + n * block_rows + j;
-      const int64_t word = n / 32 * block_rows + j;
+      const int64_t word = n / kWordBits * block_rows + j;
       const auto weight = hn::Load(d, pn);
       auto g = hn::Load(d, dn);
       if (keep != nullptr) {

@@ -1,14 +1,8 @@
-#include "src/cpu/job.h"
+#include "src/cpu/tile_inputs.h"
 
 #include <cstring>
 
 namespace fusion_attention::cpu {
-
-KeepRule KeepRuleOf(const Problem& problem, const Inputs& inputs) {
-  if (problem.dropout == DropoutKind::kDropAll) return {0, 0, 0, 1};  // no word reaches 1
-  const KeepThreshold threshold = KeepThresholdOf(problem.dtype, problem.keep_prob);
-  return {inputs.seed, inputs.offset, threshold.low_mask, threshold.threshold};
-}
 
 PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
                 const RowIntervals& intervals, int64_t head, int64_t row, Span keys) {

@@ -1,0 +1,48 @@
+// What a tile reads besides query, key and value: its pse and its dropout bits.
+#pragma once
+
+#include "src/cpu/job.h"
+#include "src/cpu/scratch.h"
+
+namespace fusion_attention::cpu {
+
+// Scratch of the score stage, which both directions share: bits, bias and dropout of one tile.
+template <typename T>
+struct TileScratch {
+  TileScratch(Arena& arena, const Job<T>& job)
+      : visible(arena.Take<BitWord>(job.KeyWords() * job.rows)),
+        keep(arena.Take<BitWord>(job.KeyWords() * job.rows)),
+        first(arena.Take<uint64_t>(job.rows)),
+        bias_rows(arena.Take<T>(job.problem.pse.kind == PseKind::kNone
+                                    ? 0
+                                    : job.rows * RoundUp(job.tile_keys, kRowPadding))),
+        bias(arena.Take<T>(job.problem.pse.kind == PseKind::kNone
+                               ? 0
+                               : job.rows * RoundUp(job.tile_keys, kRowPadding))) {}
+  BitWord* visible;
+  BitWord* keep;
+  uint64_t* first;
+  T* bias_rows;  // [row][key]
+  T* bias;       // [key][row]
+};
+
+// Where in the tensor pse (and dpse) a row of a tile begins: element index of (row, first key),
+// keys apart by strides.key, and how many keys from there may be touched.
+struct PseRow {
+  int64_t element;
+  int64_t keys;
+};
+PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
+                const RowIntervals& intervals, int64_t head, int64_t row, Span keys);
+
+// bias[key][row] = pse of the tile.
+template <typename T>
+void ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
+              int64_t head, Span rows, Span keys, TileScratch<T>& tile);
+
+// The keep bits of the tile, from Philox or from the caller's mask.
+template <typename T>
+void ReadKeep(const Job<T>& job, const Sequence& sequence, int64_t head, Span rows, Span keys,
+              TileScratch<T>& tile);
+
+}  // namespace fusion_attention::cpu
