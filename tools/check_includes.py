@@ -48,7 +48,7 @@ CPP_LAYERS = (
     # Kernels see pointers, sizes and a tile's mask: neither Problem nor Plan, and no torch.
     Layer("src/cpu/kernels", (f"{API}/dtype.h",), ("hwy/",)),
     Layer("torch", (API,), ("torch/",)),
-    Layer("tests/cc", (API, "src"), ("gtest/",)),
+    Layer("tests/cc", (API, "src"), ("gtest/", "hwy/")),
     Layer("bench"),
     Layer("examples", (API,)),
 )

@@ -57,7 +57,7 @@ void KeepBits(const uint64_t* first, int64_t keys, const KeepRule& rule, BitWord
   using V = hn::Vec<decltype(d)>;
   const hn::Rebind<uint32_t, decltype(d)> d32;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * hn::Lanes(hn::ScalableTag<T>());
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
   const V low_mask = hn::Set(d, uint64_t{rule.low_mask});
   const V below_threshold = hn::Set(d, uint64_t{rule.threshold} - 1);
   const V three = hn::Set(d, uint64_t{3});

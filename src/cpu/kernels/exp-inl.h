@@ -2,7 +2,7 @@
 //
 // float: 2^(x log2 e) by reduction to [-0.5, 0.5] and a minimax polynomial of degree 5 whose
 // constant term is exactly 1, so exp(0) == 1 and an unchanged row maximum rescales by exactly 1.
-// Relative error of the polynomial 2.7 * 2^-24 (degree 4: 48; degree 6: 1.3, for one more
+// Relative error of the polynomial 2.8 * 2^-24 (degree 4: 48; degree 6: 1.3, for one more
 // multiply-add per score). double: Highway's Exp. NaN gives NaN; results below the smallest normal
 // number give 0 on every target, so that no product downstream meets a subnormal weight (a
 // 100-cycle assist on Intel).

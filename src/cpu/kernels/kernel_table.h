@@ -15,6 +15,9 @@
 
 namespace fusion_attention::cpu {
 
+// SIMD vectors of query rows in a block.
+inline constexpr int64_t kBlockVectors = 3;
+
 // Rows of one of the caller's tensors: element (r, c) is data[r * row_stride + c * channel_stride],
 // in elements of `dtype`.
 template <typename Void>
@@ -53,7 +56,7 @@ constexpr int64_t RoundUp(int64_t n, int64_t multiple) {
 template <typename T>  // float, or double for float64 inputs
 struct KernelTable {
   int64_t lanes;
-  int64_t block_rows;  // 3 * lanes
+  int64_t block_rows;  // kBlockVectors * lanes
 
   // dst[r][c] = src(r, c) in arithmetic type, zeros from `dim` to `ld`. Returns whether all values
   // are finite.

@@ -43,7 +43,7 @@ void ScoresOf(const T* HWY_RESTRICT qt, const T* HWY_RESTRICT k, int64_t ld, int
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   V max[kVectors];
 #pragma GCC unroll 32
   for (int j = 0; j < kVectors; ++j) max[j] = hn::Set(d, -std::numeric_limits<T>::infinity());
@@ -86,10 +86,12 @@ void ScoresOf(const T* HWY_RESTRICT qt, const T* HWY_RESTRICT k, int64_t ld, int
   }
 }
 
+static_assert(kBlockVectors == 3, "Scores and Accumulate choose among 1, 2 and 3 vectors");
+
 template <int kVectors, typename T>
 void ScoresInPieces(const T* qt, const T* k, int64_t ld, int64_t keys, int64_t dim, T* s,
                     T* tile_max) {
-  const int64_t block_rows = 3 * hn::Lanes(hn::ScalableTag<T>());
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
   ScoresOf<kVectors, false>(qt, k, ld, keys, HWY_MIN(dim, kDepth), s, tile_max);
   for (int64_t c = kDepth; c < dim; c += kDepth) {
     ScoresOf<kVectors, true>(qt + c * block_rows, k + c, ld, keys, HWY_MIN(dim - c, kDepth), s,
@@ -111,7 +113,7 @@ void AccumulateOf(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, 
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   for (int64_t c = 0; c < dim; c += kStep) {
     V a[kStep][kVectors];
 #pragma GCC unroll 32
@@ -234,7 +236,7 @@ template <typename T>
 void AccumulateVisible(const T* p, const T* v, int64_t ld, int64_t keys, int64_t dim,
                        const BitWord* visible, const T* alpha, T* out) {
   const hn::CappedTag<T, 1> d;
-  const int64_t block_rows = 3 * hn::Lanes(hn::ScalableTag<T>());
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
   for (int64_t c = 0; c < dim; ++c) {
     for (int64_t r = 0; r < block_rows; ++r) {
       auto sum = hn::Zero(d);
@@ -255,7 +257,7 @@ void GradientVisible(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, i
                      const BitWord* visible) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const bool key_major = a_depth == 1;  // tiles are [key][row]: then i is the key, k the row
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; j += lanes) {

@@ -218,7 +218,7 @@ void Transpose(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim,
   const hn::CappedTag<T, 16 / sizeof(T)> d4;
   constexpr int64_t kSide = 16 / sizeof(T);
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   HWY_ALIGN T some[kSide * 16 / sizeof(T)];
   const int64_t whole = rows / kSide * kSide;
   const int64_t columns = RoundUp(dim, kSide);
@@ -249,7 +249,7 @@ void TransposeBack(const T* HWY_RESTRICT src, int64_t rows, int64_t dim,
   const hn::CappedTag<T, 16 / sizeof(T)> d4;
   constexpr int64_t kSide = 16 / sizeof(T);
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   for (int64_t r = 0; r < RoundUp(rows, kSide); r += kSide) {
     for (int64_t c = 0; c < RoundUp(dim, kSide); c += kSide) {
       TransposeSquare(d4, src + c * block_rows + r, block_rows, dst + r * ld + c, ld);

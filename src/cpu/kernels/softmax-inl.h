@@ -42,7 +42,7 @@ void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t keys, T sign
              T* HWY_RESTRICT tile_max) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const auto factor = hn::Set(d, sign);
   for (int64_t j = 0; j < block_rows; j += lanes) {
     auto max = hn::Set(d, kMinusInfinity<T>);
@@ -61,7 +61,7 @@ void MaskScores(T* HWY_RESTRICT s, const BitWord* HWY_RESTRICT visible, int64_t 
                 T* HWY_RESTRICT tile_max) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const auto hidden = hn::Set(d, kMinusInfinity<T>);
   for (int64_t j = 0; j < block_rows; j += lanes) {
     auto max = hidden;
@@ -81,7 +81,7 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
                    T* HWY_RESTRICT m, T* HWY_RESTRICT l, T* HWY_RESTRICT alpha) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const Exp<decltype(d)> exp(d);
   const auto factor = InRegister(hn::Set(d, scale));
   const auto none = hn::Set(d, kMinusInfinity<T>);
@@ -125,7 +125,7 @@ template <typename T>
 void Drop(T* HWY_RESTRICT p, const BitWord* HWY_RESTRICT keep, int64_t keys) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   for (int64_t n = 0; n < keys; ++n) {
     for (int64_t j = 0; j < block_rows; j += lanes) {
       T* q = p + n * block_rows + j;
@@ -157,7 +157,7 @@ void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
                    const T* HWY_RESTRICT weight, const BitWord* HWY_RESTRICT visible) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const Exp<decltype(d)> exp(d);
   const auto factor = InRegister(hn::Set(d, scale));
   for (int64_t j = 0; j < block_rows; j += lanes) {
@@ -192,7 +192,7 @@ void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
                     const BitWord* HWY_RESTRICT keep, T factor) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = 3 * lanes;
+  const int64_t block_rows = kBlockVectors * lanes;
   const auto scale = hn::Set(d, factor);
   for (int64_t j = 0; j < block_rows; j += lanes) {
     const auto row_delta = hn::Load(d, delta + j);

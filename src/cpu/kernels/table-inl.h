@@ -20,7 +20,7 @@ const KernelTable<T>& Table() {
   static constexpr int64_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
   static constexpr KernelTable<T> table = {
       .lanes = kLanes,
-      .block_rows = 3 * kLanes,
+      .block_rows = kBlockVectors * kLanes,
       .pack = Pack,
       .store = StoreRows,
       .transpose = Transpose<T>,

@@ -1,0 +1,325 @@
+// Every kernel on every SIMD target that this CPU has, against its contract in kernel_table.h
+// written out in plain loops. Sizes straddle the register tiles: keys and channels of 1, a step,
+// one more.
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/tables.h"
+#include "src/cpu/scratch.h"
+#include "src/dropout/philox.h"
+
+namespace fusion_attention::cpu {
+namespace {
+
+std::vector<int64_t> Targets() {
+  std::vector<int64_t> targets;
+  for (const int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_NEON}) {
+    if (KernelsOf<float>(target) != nullptr && (hwy::SupportedTargets() & target) != 0) {
+      targets.push_back(target);
+    }
+  }
+  return targets;
+}
+
+// An aligned array that keeps itself.
+template <typename E>
+class Array {
+ public:
+  explicit Array(int64_t count) : memory_(AllocateBuffer(count * static_cast<int64_t>(sizeof(E)))) {
+    std::fill_n(data(), count, E{});
+  }
+  E* data() { return reinterpret_cast<E*>(memory_.get()); }
+  E& operator[](int64_t i) { return data()[i]; }
+
+ private:
+  Buffer memory_;
+};
+
+template <typename T>
+class Kernels : public testing::Test {
+ protected:
+  T Random() { return std::uniform_real_distribution<T>(-1, 1)(engine_); }
+  Array<T> RandomArray(int64_t count) {
+    Array<T> array(count);
+    for (int64_t i = 0; i < count; ++i) array[i] = Random();
+    return array;
+  }
+  // Bits of every key and row, about half of them set.
+  Array<BitWord> RandomBits(int64_t keys, int64_t rows) {
+    Array<BitWord> bits((keys / kWordBits + 1) * rows);
+    for (int64_t i = 0; i < (keys / kWordBits + 1) * rows; ++i)
+      bits[i] = static_cast<BitWord>(engine_());
+    return bits;
+  }
+  static bool Bit(Array<BitWord>& bits, int64_t rows, int64_t key, int64_t row) {
+    return (bits[key / kWordBits * rows + row] >> (key % kWordBits) & 1) != 0;
+  }
+  static T Tolerance() { return 200 * std::numeric_limits<T>::epsilon(); }
+
+  std::mt19937 engine_{1};
+};
+
+using Types = testing::Types<float, double>;
+TYPED_TEST_SUITE(Kernels, Types);
+
+constexpr int64_t kKeys[] = {1, 7, 8, 9, 33, 64};
+constexpr int64_t kDims[] = {1, 8, 20, 64, 80, 130};
+
+TEST(KernelTables, TargetsDiffer) {
+  ASSERT_FALSE(Targets().empty());
+  std::set<const void*> tables;
+  for (const int64_t target : Targets()) {
+    tables.insert(reinterpret_cast<const void*>(KernelsOf<float>(target)->scores));
+    EXPECT_EQ(KernelsOf<float>(target)->lanes, 2 * KernelsOf<double>(target)->lanes);
+  }
+  EXPECT_EQ(tables.size(), Targets().size());
+  EXPECT_EQ(KernelsOf<float>(0), nullptr);
+}
+
+TYPED_TEST(Kernels, PackAndStoreTakeAnyStrides) {
+  using T = TypeParam;
+  const DType dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    for (const int64_t stride : {1, 3, -1}) {
+      for (const int64_t dim : kDims) {
+        const int64_t ld = RoundUp(dim, kRowPadding);
+        const int64_t row = stride < 0 ? -dim - 2 : stride * dim + 2;
+        Array<T> tensor = this->RandomArray(5 * std::abs(row) + dim);
+        T* first = stride < 0 ? tensor.data() + 4 * std::abs(row) + dim - 1 : tensor.data();
+        Array<T> packed(5 * ld);
+        EXPECT_TRUE(k.pack({first, dtype, row, stride}, 5, dim, packed.data(), ld));
+        Array<T> back(5 * std::abs(row) + dim);
+        T* first_back = back.data() + (first - tensor.data());
+        k.store(packed.data(), ld, 5, dim, T{2}, {first_back, dtype, row, stride});
+        for (int64_t r = 0; r < 5; ++r) {
+          for (int64_t c = 0; c < ld; ++c) {
+            const int64_t at = r * row + c * stride;
+            ASSERT_EQ(packed[r * ld + c], c < dim ? first[at] : T{0});
+            if (c < dim) {
+              ASSERT_EQ(first_back[at], 2 * first[at]);
+            }
+          }
+        }
+        first[row * 3] = std::numeric_limits<T>::infinity();
+        EXPECT_FALSE(k.pack({first, dtype, row, stride}, 5, dim, packed.data(), ld));
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, TransposesAreInverse) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const int64_t rows : {int64_t{1}, R - 1, R}) {
+      for (const int64_t dim : kDims) {
+        const int64_t ld = RoundUp(dim, kRowPadding);
+        Array<T> src = this->RandomArray(R * ld), t(ld * R), back(R * ld), factor(R);
+        for (int64_t r = 0; r < R; ++r) factor[r] = static_cast<T>(r + 1);
+        k.transpose(src.data(), ld, rows, dim, T{-2}, t.data());
+        k.transpose_back(t.data(), rows, dim, factor.data(), back.data(), ld);
+        for (int64_t c = 0; c < dim; ++c) {
+          for (int64_t r = 0; r < R; ++r) {
+            ASSERT_EQ(t[c * R + r], r < rows ? -2 * src[r * ld + c] : T{0});
+            if (r < rows) {
+              ASSERT_EQ(back[r * ld + c], -2 * src[r * ld + c] * (r + 1));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, ScoresAreDotProducts) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (int64_t vectors = 1; vectors <= 3; ++vectors) {
+      for (const int64_t keys : kKeys) {
+        for (const int64_t dim : kDims) {
+          const int64_t ld = RoundUp(dim, kRowPadding);
+          Array<T> qt = this->RandomArray(ld * R),
+                   key = this->RandomArray((keys + kKeyPadding) * ld);
+          Array<T> s((keys + kKeyPadding) * R), max(R);
+          k.scores(qt.data(), key.data(), ld, keys, dim, vectors, s.data(), max.data());
+          for (int64_t r = 0; r < vectors * k.lanes; ++r) {
+            T largest = -std::numeric_limits<T>::infinity();
+            for (int64_t n = 0; n < keys; ++n) {
+              double sum = 0;
+              for (int64_t c = 0; c < dim; ++c) sum += double{key[n * ld + c]} * qt[c * R + r];
+              ASSERT_NEAR(s[n * R + r], sum, this->Tolerance());
+              largest = std::max(largest, s[n * R + r]);
+            }
+            ASSERT_EQ(max[r], largest);
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, SoftmaxInTwoStepsEqualsTheDefinition) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    constexpr int64_t kCount = 33;
+    Array<T> first = this->RandomArray(kCount * R), second = this->RandomArray(kCount * R);
+    Array<BitWord> visible = this->RandomBits(kCount, R);
+    for (int64_t r = 0; r < R; ++r)
+      visible[r] = r == 2 ? 0 : visible[r] | 1;  // row 2 sees nothing yet
+    for (int64_t r = 0; r < R; ++r) visible[R + r] = r == 2 ? 0 : visible[R + r];
+    Array<T> s1(kCount * R), s2(kCount * R), max(R), m(R), l(R), alpha(R);
+    std::copy_n(first.data(), kCount * R, s1.data());
+    std::copy_n(second.data(), kCount * R, s2.data());
+    std::fill_n(m.data(), R, -std::numeric_limits<T>::infinity());
+    k.mask(s1.data(), visible.data(), kCount, max.data());
+    k.online_softmax(s1.data(), kCount, T{3}, max.data(), m.data(), l.data(), alpha.data());
+    EXPECT_EQ(l[2], T{0});
+    for (int64_t r = 0; r < R; ++r) {
+      T largest = second[r];
+      for (int64_t n = 1; n < kCount; ++n) largest = std::max(largest, second[n * R + r]);
+      max[r] = largest;
+    }
+    k.online_softmax(s2.data(), kCount, T{3}, max.data(), m.data(), l.data(), alpha.data());
+    for (int64_t r = 0; r < R; ++r) {
+      double largest = -INFINITY, sum = 0;
+      for (int64_t n = 0; n < kCount; ++n) {
+        if (this->Bit(visible, R, n, r)) largest = std::max(largest, 3.0 * first[n * R + r]);
+        largest = std::max(largest, 3.0 * second[n * R + r]);
+      }
+      for (int64_t n = 0; n < kCount; ++n) {
+        const double e = std::exp(3.0 * first[n * R + r] - largest);
+        if (!this->Bit(visible, R, n, r)) {
+          ASSERT_EQ(s1[n * R + r], T{0});
+        }
+        if (this->Bit(visible, R, n, r)) {
+          sum += e;
+          ASSERT_NEAR(s1[n * R + r] * alpha[r], e, this->Tolerance());
+        }
+        sum += std::exp(3.0 * second[n * R + r] - largest);
+      }
+      ASSERT_NEAR(m[r], largest, this->Tolerance());
+      ASSERT_NEAR(l[r], sum, this->Tolerance() * sum);
+    }
+  }
+}
+
+TYPED_TEST(Kernels, SumsOfVisiblePairsAreTheFastOnesBitForBit) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const int64_t keys : kKeys) {
+      for (const int64_t dim : kDims) {
+        const int64_t ld = RoundUp(dim, kRowPadding);
+        Array<BitWord> visible = this->RandomBits(keys, R);
+        Array<T> p = this->RandomArray(keys * R), b = this->RandomArray(std::max(keys, R) * ld);
+        for (int64_t n = 0; n < keys; ++n) {
+          for (int64_t r = 0; r < R; ++r)
+            p[n * R + r] = this->Bit(visible, R, n, r) ? p[n * R + r] : T{0};
+        }
+        Array<T> alpha = this->RandomArray(R), out(ld * R), out_visible(ld * R);
+        for (int64_t i = 0; i < ld * R; ++i) out[i] = out_visible[i] = static_cast<T>(i % 7);
+        k.accumulate(p.data(), b.data(), ld, keys, dim, 3, alpha.data(), out.data());
+        k.accumulate_visible(p.data(), b.data(), ld, keys, dim, visible.data(), alpha.data(),
+                             out_visible.data());
+        for (int64_t c = 0; c < dim; ++c) {
+          for (int64_t r = 0; r < R; ++r) {
+            double sum = double{alpha[r]} * static_cast<double>((c * R + r) % 7);
+            for (int64_t n = 0; n < keys; ++n) sum += double{p[n * R + r]} * b[n * ld + c];
+            ASSERT_NEAR(out[c * R + r], sum, this->Tolerance());
+            ASSERT_EQ(out[c * R + r], out_visible[c * R + r]);
+          }
+        }
+        // As dK and dV use it (i is the key), then as dQ does (i is the row).
+        for (const bool by_key : {true, false}) {
+          const int64_t rows = by_key ? keys : R - 1, depth = by_key ? R - 1 : keys;
+          const int64_t a_row = by_key ? R : 1, a_depth = by_key ? 1 : R;
+          Array<T> c(rows * ld), c_visible(rows * ld);
+          k.gradient(p.data(), a_row, a_depth, rows, depth, b.data(), ld, ld, c.data(), ld);
+          k.gradient_visible(p.data(), a_row, a_depth, rows, depth, b.data(), ld, ld,
+                             c_visible.data(), ld, visible.data());
+          for (int64_t i = 0; i < rows; ++i) {
+            for (int64_t j = 0; j < ld; ++j) {
+              double sum = 0;
+              for (int64_t d = 0; d < depth; ++d)
+                sum += double{p[i * a_row + d * a_depth]} * b[d * ld + j];
+              ASSERT_NEAR(c[i * ld + j], sum, this->Tolerance());
+              ASSERT_EQ(c[i * ld + j], c_visible[i * ld + j]);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, ScoreGradientsSelect) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    constexpr int64_t kCount = 40;
+    Array<BitWord> visible = this->RandomBits(kCount, R), keep = this->RandomBits(kCount, R);
+    Array<T> s = this->RandomArray(kCount * R), dp = this->RandomArray(kCount * R);
+    Array<T> max = this->RandomArray(R), weight = this->RandomArray(R),
+             delta = this->RandomArray(R);
+    Array<T> p(kCount * R), ds(kCount * R);
+    std::copy_n(s.data(), kCount * R, p.data());
+    std::copy_n(dp.data(), kCount * R, ds.data());
+    for (int64_t r = 0; r < R; ++r) {
+      if (!this->Bit(visible, R, 5, r)) ds[5 * R + r] = NAN;
+    }
+    k.probabilities(p.data(), kCount, T{2}, max.data(), weight.data(), visible.data());
+    k.score_gradients(p.data(), ds.data(), kCount, delta.data(), visible.data(), keep.data(), T{4});
+    for (int64_t n = 0; n < kCount; ++n) {
+      for (int64_t r = 0; r < R; ++r) {
+        const double full = std::exp(2.0 * s[n * R + r] - max[r]) * weight[r];
+        const bool seen = this->Bit(visible, R, n, r), kept = this->Bit(keep, R, n, r);
+        const double gradient = full * ((kept ? 4.0 * dp[n * R + r] : 0.0) - delta[r]);
+        ASSERT_NEAR(p[n * R + r], seen && kept ? 4 * full : 0.0, 20 * this->Tolerance());
+        ASSERT_NEAR(ds[n * R + r], seen ? gradient : 0.0, 60 * this->Tolerance());
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, KeepBitsAreTheDefinition) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const double keep_prob : {0.9, 0.5, 1 - 1e-8, 1e-8}) {
+      const KeepThreshold rule = KeepThresholdOf(DType::kFloat32, keep_prob);
+      Array<uint64_t> first(R);
+      // Every phase of a block, and blocks that cross 2^32.
+      for (int64_t r = 0; r < R; ++r)
+        first[r] = static_cast<uint64_t>(r) * 1001 + (r % 5 == 0 ? 0x3FFFFFFE0u : 0);
+      Array<BitWord> keep(3 * R);
+      k.keep_bits(first.data(), 70, {0x123456789u, 12, rule.low_mask, rule.threshold}, keep.data());
+      for (int64_t r = 0; r < R; ++r) {
+        for (int64_t n = 0; n < 70; ++n) {
+          ASSERT_EQ(this->Bit(keep, R, n, r),
+                    Keep(0x123456789u, 12, first[r] + static_cast<uint64_t>(n), rule));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusion_attention::cpu
