@@ -24,6 +24,18 @@ struct Cut {
   int64_t segment_blocks;
 };
 
+// What a worker needs to run whole grids: the scratch of a cell, dK and dV of one column.
+template <typename T>
+struct GridScratch {
+  GridScratch(Arena& arena, const Job<T>& job, const Cut& cut)
+      : cells(arena, job, cut.segment_blocks),
+        dk(arena.Take<T>(cut.column_keys * job.key_ld)),
+        dv(arena.Take<T>(cut.column_keys * job.value_ld)) {}
+  CellScratch<T> cells;
+  T* dk;
+  T* dv;
+};
+
 template <typename T>
 class BackwardPass {
  public:
@@ -134,29 +146,23 @@ class BackwardPass {
 
   Status RunByHead() {
     const CellPass<T> pass(job_, args_, carry_, dpse_);
-    const auto lay_out = [&](Arena& arena, T*& dk, T*& dv) {
-      dk = arena.Take<T>(cut_.column_keys * job_.key_ld);
-      dv = arena.Take<T>(cut_.column_keys * job_.value_ld);
-      return CellScratch<T>(arena, job_, cut_.segment_blocks);
-    };
     Arena size;
-    T* dk;
-    T* dv;
-    lay_out(size, dk, dv);
+    GridScratch<T>(size, job_, cut_);
     WorkerScratch scratch(std::min(workers_, std::max<int64_t>(grids_, 1)), size.bytes());
     if (scratch.workers() == 0) return OutOfMemory(scratch.bytes());
     const int64_t heads = job_.problem.kv_heads;
     const std::vector<int64_t> order = LongestFirst();
     RunPieces(threads_, scratch, grids_, [&](std::byte* own, int64_t piece) {
       Arena arena(own);
-      T* dk;
-      T* dv;
-      CellScratch<T> cells = lay_out(arena, dk, dv);
+      GridScratch<T> memory(arena, job_, cut_);
       const int64_t grid = order.empty() ? piece : order[static_cast<size_t>(piece)];
-      if (!dpse_.across_batch())
-        return RunGrid(pass, job_.problem.SequenceAt(grid / heads), grid % heads, cells, dk, dv);
-      for (int64_t s = 0; s < job_.problem.sequences(); ++s)
-        RunGrid(pass, job_.problem.SequenceAt(s), grid, cells, dk, dv);
+      if (!dpse_.across_batch()) {
+        RunGrid(pass, job_.problem.SequenceAt(grid / heads), grid % heads, memory);
+        return;
+      }
+      for (int64_t s = 0; s < job_.problem.sequences(); ++s) {
+        RunGrid(pass, job_.problem.SequenceAt(s), grid, memory);
+      }
     });
     return Status();
   }
@@ -175,13 +181,14 @@ class BackwardPass {
     return order;
   }
 
-  void RunGrid(const CellPass<T>& pass, const Sequence& s, int64_t kv_head, CellScratch<T>& cells,
-               T* dk, T* dv) const {
+  void RunGrid(const CellPass<T>& pass, const Sequence& s, int64_t kv_head,
+               GridScratch<T>& memory) const {
     for (int64_t column = 0; column < ColumnsOf(s); ++column) {
-      ClearColumn(dk, dv);
-      for (int64_t segment = 0; segment < GridHeight(s); ++segment)
-        pass.Run(CellAt(s, kv_head, column, segment), cells, dk, dv);
-      StoreColumn(s, kv_head, CellAt(s, kv_head, column, 0).keys, dk, dv);
+      ClearColumn(memory.dk, memory.dv);
+      for (int64_t segment = 0; segment < GridHeight(s); ++segment) {
+        pass.Run(CellAt(s, kv_head, column, segment), memory.cells, memory.dk, memory.dv);
+      }
+      StoreColumn(s, kv_head, CellAt(s, kv_head, column, 0).keys, memory.dk, memory.dv);
     }
   }
 
