@@ -136,6 +136,7 @@ void Backward(const Problem& problem, const BackwardArgs& args) {
   for (size_t i = 0; i < collected.dpse.size(); ++i) {
     Store(args.dpse.data, args.dpse.dtype, static_cast<int64_t>(i), collected.dpse[i]);
   }
+  if (args.dsink == nullptr) return;
   for (size_t h = 0; h < collected.dsink.size(); ++h) {
     args.dsink[h] = static_cast<float>(collected.dsink[h]);
   }

@@ -10,25 +10,25 @@
 
 #if HWY_TARGETS & HWY_AVX3
 #define FUSION_ATTENTION_AVX3(target, T) \
-  if (target == HWY_AVX3) return &N_AVX3::Table<T>();
+  if ((target) == HWY_AVX3) return &N_AVX3::Table<T>();
 #else
 #define FUSION_ATTENTION_AVX3(target, T)
 #endif
 #if HWY_TARGETS & HWY_AVX2
 #define FUSION_ATTENTION_AVX2(target, T) \
-  if (target == HWY_AVX2) return &N_AVX2::Table<T>();
+  if ((target) == HWY_AVX2) return &N_AVX2::Table<T>();
 #else
 #define FUSION_ATTENTION_AVX2(target, T)
 #endif
 #if HWY_TARGETS & HWY_SSE4
 #define FUSION_ATTENTION_SSE4(target, T) \
-  if (target == HWY_SSE4) return &N_SSE4::Table<T>();
+  if ((target) == HWY_SSE4) return &N_SSE4::Table<T>();
 #else
 #define FUSION_ATTENTION_SSE4(target, T)
 #endif
 #if HWY_TARGETS & HWY_NEON
 #define FUSION_ATTENTION_NEON(target, T) \
-  if (target == HWY_NEON) return &N_NEON::Table<T>();
+  if ((target) == HWY_NEON) return &N_NEON::Table<T>();
 #else
 #define FUSION_ATTENTION_NEON(target, T)
 #endif
