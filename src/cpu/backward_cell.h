@@ -7,6 +7,9 @@
 // cells, only on the order of the cells of one row or one column.
 #pragma once
 
+#include <algorithm>
+#include <cfloat>
+
 #include "fusion_attention/backward.h"
 #include "src/cpu/dpse.h"
 #include "src/cpu/job.h"
@@ -43,12 +46,14 @@ struct CellScratch {
     weight = arena.Take<T>(rows);
     delta = arena.Take<T>(rows);
     finite = arena.Take<bool>(blocks);
+    blind = arena.Take<bool>(blocks);
   }
   TileScratch<T> tile;
   T *key, *value, *p, *ds;    // one tile
   T *q, *dy, *qt, *dyt, *dq;  // the cell's rows: natural, transposed by block, and the gradient
   T *out, *max, *weight, *delta;
   bool* finite;  // per block: no NaN or infinity in q and dy
+  bool* blind;   // per block: some row has no weights at all
 };
 
 template <typename T>
@@ -127,10 +132,27 @@ class CellPass {
     k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
            p.value_dim, s.out, job_.value_ld);
     k.deltas(s.out, dy, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
+    s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
       s.max[at + r] = static_cast<T>(args_.softmax_max[index]);
       s.weight[at + r] = T{1} / static_cast<T>(args_.softmax_sum[index]);
+      s.blind[b] |= IsBlind(s.max[at + r]);
+    }
+  }
+
+  // What the forward pass reports for a row that sees no key, or whose visible scores all are -inf.
+  static bool IsBlind(T max) { return max == static_cast<T>(-FLT_MAX); }
+
+  // A blind row counts as fully masked also where its scores are visible, so that a NaN of its dy
+  // meets no weight of 0.
+  void HideBlindRows(int64_t b, int64_t rows, VisibleTile& tile, CellScratch<T>& s) const {
+    const int64_t words = (tile.keys.size() + kWordBits - 1) / kWordBits;
+    if (!tile.partial) std::fill_n(s.tile.visible, words * job_.rows, ~BitWord{0});
+    tile.partial = true;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (!IsBlind(s.max[b * job_.rows + r])) continue;
+      for (int64_t w = 0; w < words; ++w) s.tile.visible[w * job_.rows + r] = 0;
     }
   }
 
@@ -143,9 +165,10 @@ class CellPass {
     bool finite_key = true;
     for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) {
       const Span rows = RowsOfBlock(cell, b);
-      const VisibleTile tile = job_.mask.Look(cell.sequence, intervals, cell.head, rows, keys,
-                                              job_.rows, s.tile.visible);
+      VisibleTile tile = job_.mask.Look(cell.sequence, intervals, cell.head, rows, keys, job_.rows,
+                                        s.tile.visible);
       if (tile.keys.size() == 0) continue;
+      if (s.blind[b]) HideBlindRows(b, rows.size(), tile, s);
       if (!packed) {
         const int64_t token = cell.sequence.kv_begin + keys.begin;
         finite_key = k.pack(RowsAt(args_.inputs.key, cell.sequence.batch, kv_head, token),

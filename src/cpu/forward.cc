@@ -233,6 +233,7 @@ class ForwardPass {
         sum = static_cast<float>(l);
       }
       factor[r] = l == 0 ? T{0} : job_.keep_factor / l;
+      if (l == 0) ClearRow(block, r);
       const int64_t at = p.StatisticsIndex(s, block.head, block.rows.begin + r);
       std::fill_n(args_.softmax_max + at, 8, max);
       std::fill_n(args_.softmax_sum + at, 8, sum);
@@ -241,6 +242,11 @@ class ForwardPass {
                           job_.value_ld);
     job_.k.store(scratch.rows, job_.value_ld, block.rows.size(), p.value_dim, T{1},
                  RowsAt(args_.out, s.batch, block.head, s.q_begin + block.rows.begin));
+  }
+
+  // A row without any weight is 0 also where a value that it sees is NaN.
+  void ClearRow(RowBlock<T>& block, int64_t row) const {
+    for (int64_t c = 0; c < job_.problem.value_dim; ++c) block.out[c * job_.rows + row] = T{0};
   }
 
   const Job<T>& job_;

@@ -146,3 +146,20 @@ def test_blind_rows_give_any_gradient_nothing() -> None:
     assert softmax_max[0, 0, 0, 0] == -FLT_MAX
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
+
+
+def test_rows_whose_scores_all_are_minus_infinity_weigh_nothing() -> None:
+    """A bias of -inf used as a mask: the row is 0, and no NaN of its dy or the values gets out."""
+    query, key = torch.randn(2, 1, 1, 60, 8)
+    value, dy = torch.randn(2, 1, 1, 60, 8)
+    pse = torch.zeros(1, 1, 60, 60)
+    pse[:, :, :7] = -math.inf
+    value[0, 0, 3] = math.nan
+    dy[0, 0, :7] = math.nan
+    leaves = [x.clone().requires_grad_() for x in (query, key, value, pse)]
+    out, softmax_max, *_ = npu_fusion_attention(*leaves[:3], 1, "BNSD", pse=leaves[3])
+    dq, *_, dpse = torch.autograd.grad(out, leaves, dy)
+    for blind in (out[:, :, :7], dq[:, :, :7], dpse[:, :, :7]):
+        assert torch.equal(blind, torch.zeros_like(blind))
+    assert softmax_max[:, :, :7].eq(-FLT_MAX).all()
+    assert out[:, :, 7:].isnan().all()

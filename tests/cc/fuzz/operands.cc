@@ -64,19 +64,19 @@ void Plant(Operand& operand, std::initializer_list<double> specials, Random& ran
   operand.constant = {};
 }
 
-// Elements that are not finite: infinite scores in a bias, or NaN and infinities elsewhere. Never
-// both, and no infinities in query and key: in a row whose scores all are -inf, 0 * inf is an
-// honest NaN for a tile and 0 for the reference, which attends to nothing.
+// Elements that are not finite: infinite scores in a bias, NaN and infinities anywhere.
 void PlantSpecials(Operands& o, Random& random) {
   if (o.pse.given() && random.Chance(20)) {  // a bias that is used as a mask
     o.pse.constant = {};
     const int percent = random.Pick({5, 50, 100});
     for (double& x : o.pse.values) x = random.Chance(percent) ? -kInfinity : x;
-  } else if (random.Chance(10)) {
-    if (random.Chance(35)) Plant(o.query, {kNan}, random);
-    if (random.Chance(35)) Plant(o.key, {kNan}, random);
-    if (random.Chance(35)) Plant(o.value, {kNan, kInfinity, -kInfinity}, random);
-    if (random.Chance(35)) Plant(o.dy, {kNan, kInfinity, -kInfinity}, random);
+  }
+  if (random.Chance(10)) {
+    const auto specials = {kNan, kInfinity, -kInfinity};
+    if (random.Chance(35)) Plant(o.query, specials, random);
+    if (random.Chance(35)) Plant(o.key, specials, random);
+    if (random.Chance(35)) Plant(o.value, specials, random);
+    if (random.Chance(35)) Plant(o.dy, specials, random);
   }
 }
 
