@@ -23,12 +23,14 @@ class Cpu final : public Backend {
 
   Status Forward(const Problem& problem, const ForwardArgs& args,
                  ParallelFor& threads) const override {
-    return cpu::RunForward(problem, args, threads, *cpu::SelectedKernels());
+    cpu::RunForward(problem, args, threads, *cpu::SelectedKernels());
+    return Status();
   }
 
   Status Backward(const Problem& problem, const BackwardArgs& args,
                   ParallelFor& threads) const override {
-    return cpu::RunBackward(problem, args, threads, *cpu::SelectedKernels());
+    cpu::RunBackward(problem, args, threads, *cpu::SelectedKernels());
+    return Status();
   }
 };
 

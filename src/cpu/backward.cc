@@ -55,13 +55,10 @@ class BackwardPass {
     cut_ = ChooseCut();
   }
 
-  Status Run() {
-    if (!dpse_.status().ok()) return dpse_.status();
-    const Status carry = AllocateCarry();
-    if (!carry.ok()) return carry;
-    const Status status = by_head_ ? RunByHead() : RunWavefront();
-    if (status.ok()) dpse_.Finish();
-    return status;
+  void Run() {
+    AllocateCarry();
+    by_head_ ? RunByHead() : RunWavefront();
+    dpse_.Finish();
   }
 
  private:
@@ -93,20 +90,19 @@ class BackwardPass {
 
   // dQ between columns: in the output itself where that has the arithmetic type, else in a private
   // copy.
-  Status AllocateCarry() {
+  void AllocateCarry() {
     carry_ = args_.dq;
-    if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || max_kv_ <= cut_.column_keys)
-      return Status();
+    if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || max_kv_ <= cut_.column_keys) {
+      return;
+    }
     const Problem& p = job_.problem;
     const bool packed = p.layout == Layout::kTND;
     const int64_t bytes =
         (packed ? 1 : p.batch) * p.q_heads * p.q_len * p.head_dim * static_cast<int64_t>(sizeof(T));
     carry_memory_ = AllocateBuffer(bytes);
-    if (carry_memory_ == nullptr) return OutOfMemory(bytes);
     const int64_t head = p.q_len * p.head_dim;
     carry_ = {
         carry_memory_.get(), DType::kFloat32, {packed ? 0 : p.q_heads * head, head, p.head_dim, 1}};
-    return Status();
   }
 
   int64_t ColumnsOf(const Sequence& s) const {
@@ -144,12 +140,11 @@ class BackwardPass {
                  RowsAt(args_.dv, s.batch, kv_head, token));
   }
 
-  Status RunByHead() {
+  void RunByHead() {
     const CellPass<T> pass(job_, args_, carry_, dpse_);
     Arena size;
     GridScratch<T>(size, job_, cut_);
     WorkerScratch scratch(std::min(workers_, std::max<int64_t>(grids_, 1)), size.bytes());
-    if (scratch.workers() == 0) return OutOfMemory(scratch.bytes());
     const int64_t heads = job_.problem.kv_heads;
     const std::vector<int64_t> order = LongestFirst();
     RunPieces(threads_, scratch, grids_, [&](std::byte* own, int64_t piece) {
@@ -164,7 +159,6 @@ class BackwardPass {
         RunGrid(pass, job_.problem.SequenceAt(s), grid, memory);
       }
     });
-    return Status();
   }
 
   // The grids of TND differ; empty for dense layouts, where they are alike.
@@ -201,7 +195,7 @@ class BackwardPass {
     int64_t slot;  // of the column memory
   };
 
-  Status RunWavefront() {
+  void RunWavefront() {
     const CellPass<T> pass(job_, args_, carry_, dpse_);
     const Problem& p = job_.problem;
     int64_t columns = 0;
@@ -218,8 +212,6 @@ class BackwardPass {
     const int64_t live = std::clamp<int64_t>(
         (int64_t{8} << 20) * workers_ / std::max<int64_t>(grids_ * column_bytes, 1), 1, columns);
     const Buffer memory = AllocateBuffer(grids_ * live * column_bytes);
-    if (scratch.workers() == 0 || memory == nullptr)
-      return OutOfMemory(scratch.bytes() + grids_ * live * column_bytes);
 
     std::vector<Placed> front;
     for (int64_t first = 0; first < columns; first += live) {
@@ -250,7 +242,6 @@ class BackwardPass {
                   });
       }
     }
-    return Status();
   }
 
   const Job<T>& job_;
@@ -268,29 +259,24 @@ class BackwardPass {
 };
 
 template <typename T>
-Status Run(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
-           const KernelTable<T>& kernels) {
+void Run(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
+         const KernelTable<T>& kernels) {
   const Job<T> job(problem, args.inputs, kernels);
   const int64_t workers = WorkersFor(problem, threads);
-  const Status status = BackwardPass<T>(job, args, threads, workers).Run();
-  if (!status.ok()) return status;
-  if (args.dsink != nullptr) {
-    const Status sink = RunSinkGradient(job, args, threads, workers);
-    if (!sink.ok()) return sink;
-  }
+  BackwardPass<T>(job, args, threads, workers).Run();
+  if (args.dsink != nullptr) RunSinkGradient(job, args, threads, workers);
   if (problem.layout == Layout::kTND) {
     const UsedTokens used = UsedTokensOf(problem);
     ZeroTokens(args.dq, problem.q_heads, used.q, problem.q_len, problem.head_dim);
     ZeroTokens(args.dk, problem.kv_heads, used.kv, problem.kv_len, problem.head_dim);
     ZeroTokens(args.dv, problem.kv_heads, used.kv, problem.kv_len, problem.value_dim);
   }
-  return Status();
 }
 
 }  // namespace
 
-Status RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
-                   const Kernels& kernels) {
+void RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
+                 const Kernels& kernels) {
   const DefaultFloatEnvironment environment;
   if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
   return Run(problem, args, threads, *kernels.f32);

@@ -9,7 +9,6 @@
 #include "fusion_attention/backward.h"
 #include "src/cpu/scratch.h"
 #include "src/cpu/tile_inputs.h"
-#include "src/cpu/work.h"
 
 namespace fusion_attention::cpu {
 
@@ -25,17 +24,12 @@ class PseGradient {
     sums_ = across_batch_ || p.pse.kind == PseKind::kCompressed || (p.pse.rows == 1 && p.q_len > 1);
     if (sums_ && SizeOf(dpse.dtype) < static_cast<int64_t>(sizeof(T))) {
       own_ = AllocateBuffer(RoundUp(numel_, kRowPadding) * static_cast<int64_t>(sizeof(T)));
-      if (own_ == nullptr) {
-        status_ = OutOfMemory(numel_ * static_cast<int64_t>(sizeof(T)));
-        return;
-      }
       std::memset(own_.get(), 0, static_cast<size_t>(numel_) * sizeof(T));
     }
     std::memset(dpse.data, 0, static_cast<size_t>(numel_ * SizeOf(dpse.dtype)));
   }
 
   bool wanted() const { return dpse_.data != nullptr; }
-  const Status& status() const { return status_; }
   // Whether pieces of different sequences, or of one (sequence, head), write the same elements and
   // so must not run at once.
   bool across_batch() const { return across_batch_; }
@@ -73,7 +67,6 @@ class PseGradient {
   int64_t numel_ = 0;
   bool sums_ = false;
   bool across_batch_ = false;
-  Status status_;
   Buffer own_;  // sums of 16-bit gradients
 };
 

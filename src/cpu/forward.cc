@@ -258,14 +258,13 @@ class ForwardPass {
 };
 
 template <typename T>
-Status Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
-           const KernelTable<T>& kernels) {
+void Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
+         const KernelTable<T>& kernels) {
   if (problem.sequences() > 0 && problem.q_heads > 0) {
     const Job<T> job(problem, args.inputs, kernels);
     const int64_t workers = WorkersFor(problem, threads);
     const ForwardPass<T> pass(job, args, workers);
     WorkerScratch scratch(std::clamp<int64_t>(pass.pieces(), 1, workers), pass.ScratchBytes());
-    if (scratch.workers() == 0) return OutOfMemory(scratch.bytes());
     RunPieces(threads, scratch, pass.pieces(),
               [&](std::byte* own, int64_t piece) { pass.Run(own, piece); });
   }
@@ -278,13 +277,12 @@ Status Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads
     std::fill(args.softmax_max + begin, args.softmax_max + end, 0.0f);
     std::fill(args.softmax_sum + begin, args.softmax_sum + end, 0.0f);
   }
-  return Status();
 }
 
 }  // namespace
 
-Status RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
-                  const Kernels& kernels) {
+void RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
+                const Kernels& kernels) {
   const DefaultFloatEnvironment environment;
   if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
   return Run(problem, args, threads, *kernels.f32);

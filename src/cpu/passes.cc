@@ -13,7 +13,6 @@ int64_t WorkersFor(const Problem& problem, const ParallelFor& threads) {
 }
 
 UsedTokens UsedTokensOf(const Problem& problem) {
-  if (problem.layout != Layout::kTND) return {problem.q_len, problem.kv_len};
   UsedTokens used{0, 0};
   for (const Sequence& s : problem.packed) {
     used.q = std::max(used.q, s.q_begin + s.q_len);

@@ -7,15 +7,15 @@
 
 namespace fusion_attention::cpu {
 
-Status RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
-                  const Kernels& kernels);
-Status RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
-                   const Kernels& kernels);
+void RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
+                const Kernels& kernels);
+void RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
+                 const Kernels& kernels);
 
 // How many of the lent threads are worth waking.
 int64_t WorkersFor(const Problem& problem, const ParallelFor& threads);
 
-// TND: tokens [0, q) and [0, kv) belong to a sequence, later ones to nobody. Dense layouts: all.
+// TND: tokens [0, q) and [0, kv) belong to a sequence, later ones to nobody.
 struct UsedTokens {
   int64_t q;
   int64_t kv;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <new>
 
 namespace fusion_attention::cpu {
 
@@ -36,11 +37,13 @@ struct FreeBuffer {
 };
 using Buffer = std::unique_ptr<std::byte[], FreeBuffer>;
 
-// nullptr when the memory cannot be had. Not cleared.
+// Not cleared. Throws std::bad_alloc, which Forward() and Backward() turn into a Status
+// (src/backend/plan.cc); so only the calling thread allocates, never a worker.
 inline Buffer AllocateBuffer(int64_t bytes) {
   const int64_t rounded = (bytes + Arena::kAlignment) / Arena::kAlignment * Arena::kAlignment;
-  return Buffer(
-      static_cast<std::byte*>(std::aligned_alloc(Arena::kAlignment, static_cast<size_t>(rounded))));
+  void* memory = std::aligned_alloc(Arena::kAlignment, static_cast<size_t>(rounded));
+  if (memory == nullptr) throw std::bad_alloc();
+  return Buffer(static_cast<std::byte*>(memory));
 }
 
 }  // namespace fusion_attention::cpu

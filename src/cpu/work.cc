@@ -3,18 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <string>
 
 #include "src/cpu/scratch.h"
 
 namespace fusion_attention::cpu {
-
-Status OutOfMemory(int64_t bytes) {
-  return Status(StatusCode::kResourceExhausted,
-                "npu_fusion_attention: expected " + std::to_string(bytes) +
-                    " bytes of working memory to be available, but the "
-                    "allocation failed. Use smaller tensors or fewer threads.");
-}
 
 WorkerScratch::WorkerScratch(int64_t workers, int64_t bytes)
     : stride_((bytes / Arena::kAlignment + 1) * Arena::kAlignment),

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "fusion_attention/parallel.h"
-#include "fusion_attention/status.h"
 #include "src/cpu/scratch.h"
 
 namespace fusion_attention::cpu {
@@ -16,10 +15,8 @@ namespace fusion_attention::cpu {
 // Zeroed, aligned scratch memory, one slice per worker, touched first by the worker that uses it.
 class WorkerScratch {
  public:
-  // No slices when the memory cannot be had.
   WorkerScratch(int64_t workers, int64_t bytes);
-  int64_t workers() const { return buffer_ == nullptr ? 0 : static_cast<int64_t>(cleared_.size()); }
-  int64_t bytes() const { return stride_ * static_cast<int64_t>(cleared_.size()); }
+  int64_t workers() const { return static_cast<int64_t>(cleared_.size()); }
   std::byte* Of(int64_t worker);
 
  private:
@@ -48,7 +45,5 @@ class DefaultFloatEnvironment {
  private:
   std::fenv_t saved_;
 };
-
-Status OutOfMemory(int64_t bytes);
 
 }  // namespace fusion_attention::cpu

@@ -97,17 +97,8 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
     const auto decay =
         hn::IfThenElse(hn::Eq(old_max, new_max), one, exp(d, hn::Sub(old_max, shift)));
     auto sum = hn::Zero(d);
-    int64_t n = 0;
-    for (; n + 4 <= keys; n += 4) {
 #pragma GCC unroll 4
-      for (int64_t u = 0; u < 4; ++u) {
-        T* p = s + (n + u) * block_rows + j;
-        const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
-        sum = hn::Add(sum, e);
-        hn::Store(e, d, p);
-      }
-    }
-    for (; n < keys; ++n) {
+    for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
       const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
       sum = hn::Add(sum, e);
@@ -163,22 +154,14 @@ void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
   for (int64_t j = 0; j < block_rows; j += lanes) {
     const auto shift = hn::Load(d, max + j);
     const auto normaliser = hn::Load(d, weight + j);
-    int64_t n = 0;
-    for (; n + 4 <= keys; n += 4) {
 #pragma GCC unroll 4
-      for (int64_t u = 0; u < 4; ++u) {
-        T* p = s + (n + u) * block_rows + j;
-        const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
-        hn::Store(hn::Mul(e, normaliser), d, p);
-      }
-    }
-    for (; n < keys; ++n) {
+    for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
       const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
       hn::Store(hn::Mul(e, normaliser), d, p);
     }
     if (visible == nullptr) continue;
-    for (n = 0; n < keys; ++n) {
+    for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
       const auto seen = RowsWithBit(d, visible + n / kWordBits * block_rows + j, n);
       hn::Store(hn::IfThenElseZero(seen, hn::Load(d, p)), d, p);
