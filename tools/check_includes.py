@@ -54,9 +54,24 @@ CPP_LAYERS = (
 )
 
 STANDARD_PYTHON = frozenset(sys.stdlib_module_names)
-# The package needs torch and nothing else at run time.
+FEATURES = ("benchmark", "convert", "explain", "integrations", "recording")
+# The operator needs torch and nothing else at run time. The features around it, a folder each, may
+# use one optional package more, which they import when they are used.
 PYTHON_LAYERS = (
     Layer(PACKAGE, (), ("torch",)),
+    Layer(f"{PACKAGE}/__main__.py", (f"{PACKAGE}/cli",)),
+    Layer(
+        f"{PACKAGE}/cli",
+        (PACKAGE, *(f"{PACKAGE}/{x}" for x in FEATURES), f"{PACKAGE}/torch_npu"),
+        ("torch", "rich"),
+    ),
+    Layer(f"{PACKAGE}/benchmark", (PACKAGE,), ("torch", "matplotlib")),
+    Layer(f"{PACKAGE}/explain", (PACKAGE,), ("torch", "matplotlib")),
+    Layer(f"{PACKAGE}/recording", (PACKAGE,), ("torch", "safetensors")),
+    Layer(f"{PACKAGE}/convert", (PACKAGE,), ("torch",)),
+    Layer(f"{PACKAGE}/integrations", (PACKAGE,), ("torch", "transformers")),
+    Layer(f"{PACKAGE}/torch_npu", (PACKAGE,), ("torch", "numpy", "torch_npu")),
+    Layer(f"{PACKAGE}/pytest_plugin.py", (f"{PACKAGE}/torch_npu",), ("pytest",)),
     Layer(
         "tests",
         (PACKAGE, "tools", "examples", "bench"),
@@ -125,13 +140,25 @@ def unused_permissions(files: list[Path]) -> Iterator[str]:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str, int]]:
-    """Yields (line, module, relative level) of every import in `tree`."""
+    """Yields (line, module or name in it, relative level) of every import in `tree`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name, 0
         elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, node.module or "", node.level
+            for alias in node.names:
+                yield node.lineno, f"{node.module or ''}.{alias.name}", node.level
+
+
+def may_import(layer: Layer, module: str) -> bool:
+    """Says whether `layer` may import this module of the package, or this name in one."""
+    used = PACKAGE + module.removeprefix("fusion_attention").replace(".", "/")
+    owners = [layer_of(file, PYTHON_LAYERS) for file in (used, f"{used}.py")]
+    owner = max((x for x in owners if x is not None), key=lambda x: len(x.path))
+    if owner == layer or owner.path in layer.may_use:
+        return True
+    # Outside the package, all of it may be used.
+    return not layer.path.startswith(PACKAGE) and PACKAGE in layer.may_use
 
 
 def is_neighbour(file: Path, module: str, layer: Layer) -> bool:
@@ -153,7 +180,7 @@ def python_violations(file: Path) -> Iterator[str]:
         neighbour = level > 0 or is_neighbour(file, top, layer)
         fine = neighbour or top in STANDARD_PYTHON or top in layer.foreign
         if top == "fusion_attention":
-            fine = layer.path == PACKAGE or PACKAGE in layer.may_use
+            fine = may_import(layer, module)
         if not fine:
             yield f"{name}:{line}: {layer.path} may not import {module}"
 

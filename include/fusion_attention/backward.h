@@ -16,6 +16,8 @@ struct BackwardArgs {
   TensorView dq;  // shapes of query, key, value; every element is written
   TensorView dk;
   TensorView dv;
+  TensorView dq_rope;  // with ropes: shapes of query_rope and key_rope, every element is written
+  TensorView dk_rope;
   ScoreView
       dpse;  // data == nullptr: not wanted. Shape of pse, contiguous; every element is written
   float* dsink = nullptr;  // [N]; nullptr: not wanted

@@ -1,4 +1,5 @@
-// Call: the arguments of one call, exactly as the API page names them, without any data.
+// Call: the arguments of one call, exactly as the API page names them, without any data. It holds
+// what any function of the family takes: npu_fusion_attention, _v2 and _v3 are front ends of it.
 // It is what a front end fills in; Validate() turns it into a Problem or into an error text.
 #pragma once
 
@@ -47,6 +48,12 @@ struct Call {
   std::string softmax_layout;
   std::optional<TensorSpec> sink;
   std::optional<TensorSpec> dropout_mask;
+  // What only npu_fusion_attention_v2 can state; the others leave these as they are.
+  std::optional<TensorSpec> query_rope;  // more channels of query and key, for the scores alone
+  std::optional<TensorSpec> key_rope;
+  int64_t pse_type = 1;  // 0: pse after scaling, 1: before it, 2 and 3: pse holds ALiBi slopes
+  std::optional<std::vector<int64_t>> q_start_idx;   // slopes: the position of row 0 ...
+  std::optional<std::vector<int64_t>> kv_start_idx;  // ... and of key 0
 
   std::optional<GradCall> grad;  // present for the gradient entry
 };

@@ -13,11 +13,13 @@ namespace fusion_attention {
 // What both directions read. Absent tensors have data == nullptr; which ones must be present
 // follows from the plan's problem.
 struct Inputs {
-  ConstTensorView query;  // [B, N, Sq, D] through its strides; dtype of the problem
-  ConstTensorView key;    // [B, Nkv, Skv, D]
-  ConstTensorView value;  // [B, Nkv, Skv, Dv]
-  ConstScoreView
-      pse;  // dtype of the problem; row and key index its own extents (1024 rows when compressed)
+  ConstTensorView query;       // [B, N, Sq, D] through its strides; dtype of the problem
+  ConstTensorView key;         // [B, Nkv, Skv, D]
+  ConstTensorView value;       // [B, Nkv, Skv, Dv]
+  ConstTensorView query_rope;  // [B, N, Sq, Dr]; present when rope_dim > 0
+  ConstTensorView key_rope;    // [B, Nkv, Skv, Dr]
+  ConstScoreView pse;  // dtype of the problem; row and key index its own extents (1024 rows when
+                       // compressed); slopes: float32, one per (batch, head)
   ConstScoreView atten_mask;    // dense masks only: non-zero bytes mask
   const float* sink = nullptr;  // [N]
   const uint8_t* dropout_mask =

@@ -69,11 +69,22 @@ enum class PseKind : uint8_t {
   kNone,
   kDense,       // [B|1, N, Sq|1, Skv]
   kCompressed,  // [B|1, N, 1024, Skv]: the last 1024 rows of a Toeplitz bias (ALiBi)
+  kSlopes,      // float32 [B, N] or [N]: a slope per head, times a distance that is computed
+};
+
+// What a slope is multiplied with (pse_type 2 and 3), d being key - row + PseSpec::start_offset.
+enum class PseDistance : uint8_t {
+  kLinear,      // -|d|
+  kSquareRoot,  // -sqrt(|d|)
 };
 
 struct PseSpec {
   PseKind kind = PseKind::kNone;
-  int64_t batch = 1, rows = 0, keys = 0;  // extents as given; heads is always q_heads
+  bool after_scale = false;  // the bias is added to the scaled scores (every pse_type but 1)
+  PseDistance distance = PseDistance::kLinear;
+  int64_t start_offset = 0;  // kv_start_idx - q_start_idx, at most RowIntervals::kUnbounded in size
+  int64_t batch = 1, rows = 0, keys = 0;  // extents as given (slopes: 1 row, 1 key); heads is
+                                          // always q_heads
 };
 
 // The stored element of a compressed pse that score (row, key) reads; docs/numerics.md derives it.
@@ -98,6 +109,7 @@ struct Problem {
   int64_t q_len = 0;   // dense layouts: Sq; TND: T of query
   int64_t kv_len = 0;  // dense layouts: Skv; TND: T of key
   int64_t head_dim = 0;
+  int64_t rope_dim = 0;  // channels of query_rope and key_rope; 0 without them
   int64_t value_dim = 0;
   double scale = 1.0;
   double keep_prob = 1.0;
@@ -113,6 +125,8 @@ struct Problem {
   std::vector<Sequence> packed;  // TND only: the sequences in order, trailing unused ones dropped
 
   int64_t group() const { return q_heads / kv_heads; }
+  // Channels that a score sums over: those of query and key, then those of their ropes.
+  int64_t score_dim() const { return head_dim + rope_dim; }
   int64_t sequences() const {
     return layout == Layout::kTND ? static_cast<int64_t>(packed.size()) : batch;
   }

@@ -11,10 +11,12 @@ from torch import Tensor
 from fusion_attention import _arguments as arg
 from fusion_attention import _autograd, _library, _random, _vendor
 from fusion_attention._arguments import Arguments, Integers
+from fusion_attention._observers import observed
 
 _UNLIMITED = 2147483647
 
 
+@observed
 def npu_fusion_attention(
     query: Tensor,
     key: Tensor,
@@ -150,6 +152,7 @@ def npu_fusion_attention(
     )
 
 
+@observed
 def npu_fusion_attention_grad(
     query: Tensor,
     key: Tensor,
