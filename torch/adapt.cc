@@ -73,6 +73,13 @@ ScoreStrides ScoreStridesOf(const Tensor& tensor) {
   return {.batch = stride(4), .head = stride(3), .row = stride(2), .key = stride(1)};
 }
 
+// Slopes are [N] or [B, N]: one for all scores of a head.
+ScoreStrides PseStridesOf(const Problem& problem, const Tensor& pse) {
+  if (problem.pse.kind != PseKind::kSlopes) return ScoreStridesOf(pse);
+  const ScoreStrides last_two = ScoreStridesOf(pse);
+  return {.batch = last_two.row, .head = last_two.key, .row = 0, .key = 0};
+}
+
 // The elements of a contiguous int64 tensor.
 std::vector<int64_t> Values(const Tensor& tensor) {
   const auto* data = static_cast<const int64_t*>(tensor.const_data_ptr());
@@ -102,11 +109,12 @@ Arguments Stack::TakeArguments() {
   return Arguments{Take<Tensor>(),         Take<Tensor>(),         Take<Tensor>(),
                    Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
                    Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
-                   Take<OptionalTensor>(), Take<int64_t>(),        Take<std::string>(),
-                   Take<double>(),         Take<double>(),         Take<int64_t>(),
-                   Take<int64_t>(),        Take<int64_t>(),        Take<OptionalInts>(),
-                   Take<OptionalInts>(),   Take<OptionalInts>(),   Take<int64_t>(),
-                   Take<std::string>()};
+                   Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
+                   Take<int64_t>(),        Take<std::string>(),    Take<double>(),
+                   Take<double>(),         Take<int64_t>(),        Take<int64_t>(),
+                   Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>(),
+                   Take<OptionalInts>(),   Take<int64_t>(),        Take<std::string>(),
+                   Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>()};
 }
 
 std::vector<int64_t> ShapeOf(const Tensor& tensor) {
@@ -135,6 +143,11 @@ Call ToCall(const Arguments& a) {
           .softmax_layout = a.softmax_layout,
           .sink = SpecOf(a.sink),
           .dropout_mask = SpecOf(a.dropout_mask),
+          .query_rope = SpecOf(a.query_rope),
+          .key_rope = SpecOf(a.key_rope),
+          .pse_type = a.pse_type,
+          .q_start_idx = a.q_start_idx,
+          .kv_start_idx = a.kv_start_idx,
           .grad = std::nullopt};
 }
 
@@ -163,8 +176,12 @@ ConstScoreView View(const Tensor& tensor) {
   return {tensor.const_data_ptr(), DTypeOf(tensor), ScoreStridesOf(tensor)};
 }
 
-ScoreView MutableView(const Tensor& tensor) {
-  return {tensor.mutable_data_ptr(), DTypeOf(tensor), ScoreStridesOf(tensor)};
+ConstScoreView PseView(const Problem& problem, const Tensor& pse) {
+  return {pse.const_data_ptr(), DTypeOf(pse), PseStridesOf(problem, pse)};
+}
+
+ScoreView MutablePseView(const Problem& problem, const Tensor& dpse) {
+  return {dpse.mutable_data_ptr(), DTypeOf(dpse), PseStridesOf(problem, dpse)};
 }
 
 BoundInputs Bind(const Problem& problem, const Arguments& a, const OptionalTensor& seed,
@@ -178,7 +195,11 @@ BoundInputs Bind(const Problem& problem, const Arguments& a, const OptionalTenso
   inputs.query = View(problem, a.query, problem.head_dim);
   inputs.key = View(problem, a.key, problem.head_dim);
   inputs.value = View(problem, a.value, problem.value_dim);
-  if (problem.pse.kind != PseKind::kNone) inputs.pse = View(*a.pse);
+  if (problem.rope_dim > 0) {
+    inputs.query_rope = View(problem, *a.query_rope, problem.rope_dim);
+    inputs.key_rope = View(problem, *a.key_rope, problem.rope_dim);
+  }
+  if (problem.pse.kind != PseKind::kNone) inputs.pse = PseView(problem, *a.pse);
   if (problem.mask.source == MaskSource::kDense) {
     inputs.atten_mask = View(*a.atten_mask);
   } else if (!problem.mask.full) {

@@ -22,7 +22,7 @@ using OptionalInts = std::optional<std::vector<int64_t>>;
 // What all operators take, in the order of the schemas in library.cc.
 struct Arguments {
   Tensor query, key, value;
-  OptionalTensor pse, padding_mask, atten_mask, sink, dropout_mask;
+  OptionalTensor pse, padding_mask, atten_mask, sink, dropout_mask, query_rope, key_rope;
   // Instead of the lists of the same names: contiguous int64 tensors on the CPU, whose values a
   // compiled graph does not know. No other tensor is read while a call is checked.
   OptionalTensor qlen_tensor, kvlen_tensor;
@@ -33,6 +33,8 @@ struct Arguments {
   OptionalInts prefix, actual_seq_qlen, actual_seq_kvlen;
   int64_t sparse_mode;
   std::string softmax_layout;
+  int64_t pse_type;
+  OptionalInts q_start_idx, kv_start_idx;
 };
 
 // Takes a boxed call's arguments off the dispatcher's stack, one after the other.
@@ -68,7 +70,9 @@ TensorView MutableView(const Problem& problem, const Tensor& tensor, int64_t dim
 
 // Views of a mask or a pse of rank 2 or 4; axes of extent 1 are broadcast.
 ConstScoreView View(const Tensor& tensor);
-ScoreView MutableView(const Tensor& tensor);
+// Views of the problem's pse, which may be slopes, and of its gradient.
+ConstScoreView PseView(const Problem& problem, const Tensor& pse);
+ScoreView MutablePseView(const Problem& problem, const Tensor& dpse);
 
 // Everything that both directions read; the tensors behind it must outlive it.
 struct BoundInputs {

@@ -71,10 +71,16 @@ void Backward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor dq = Allocate(ShapeOf(query), problem.dtype, query);
   Tensor dk = Allocate(ShapeOf(arguments.key), problem.dtype, query);
   Tensor dv = Allocate(ShapeOf(arguments.value), problem.dtype, query);
-  Tensor dpse = Allocate(wants_dpse ? ShapeOf(*arguments.pse) : std::vector<int64_t>{0},
-                         problem.dtype, query);
-  Tensor dsink = Allocate(wants_dsink ? ShapeOf(*arguments.sink) : std::vector<int64_t>{0},
-                          DType::kFloat32, query);
+  // What is not there or not wanted has no elements.
+  const auto allocate_if = [&](bool wanted, const OptionalTensor& like, DType dtype) {
+    return Allocate(wanted ? ShapeOf(*like) : std::vector<int64_t>{0}, dtype, query);
+  };
+  const bool slopes = problem.pse.kind == PseKind::kSlopes;
+  Tensor dpse = allocate_if(wants_dpse, arguments.pse, slopes ? DType::kFloat32 : problem.dtype);
+  Tensor dsink = allocate_if(wants_dsink, arguments.sink, DType::kFloat32);
+  const bool ropes = problem.rope_dim > 0;
+  Tensor dq_rope = allocate_if(ropes, arguments.query_rope, problem.dtype);
+  Tensor dk_rope = allocate_if(ropes, arguments.key_rope, problem.dtype);
   TorchThreads threads;
   RaiseUnlessOk(fusion_attention::Backward(
       plan,
@@ -86,10 +92,13 @@ void Backward(StableIValue* stack, uint64_t, uint64_t) {
        .dq = MutableView(problem, dq, problem.head_dim),
        .dk = MutableView(problem, dk, problem.head_dim),
        .dv = MutableView(problem, dv, problem.value_dim),
-       .dpse = wants_dpse ? MutableView(dpse) : ScoreView{},
+       .dq_rope = ropes ? MutableView(problem, dq_rope, problem.rope_dim) : TensorView{},
+       .dk_rope = ropes ? MutableView(problem, dk_rope, problem.rope_dim) : TensorView{},
+       .dpse = wants_dpse ? MutablePseView(problem, dpse) : ScoreView{},
        .dsink = wants_dsink ? static_cast<float*>(dsink.mutable_data_ptr()) : nullptr},
       threads));
-  Return(stack, std::move(dq), std::move(dk), std::move(dv), std::move(dpse), std::move(dsink));
+  Return(stack, std::move(dq), std::move(dk), std::move(dv), std::move(dpse), std::move(dsink),
+         std::move(dq_rope), std::move(dk_rope));
 }
 
 void Check(StableIValue* stack, uint64_t, uint64_t) {

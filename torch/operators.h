@@ -8,7 +8,7 @@ namespace fusion_attention::torch_front_end {
 
 // (out, softmax_max, softmax_sum)
 void Forward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
-// (dq, dk, dv, dpse, dsink); what was not asked for is an empty tensor
+// (dq, dk, dv, dpse, dsink, dq_rope, dk_rope); what was not asked for is an empty tensor
 void Backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
 // Every check of the two, reading no data but a few elements of a compressed mask, and none of that
 // on meta tensors. Returns an empty tensor, so that a graph can order what comes after the checks

@@ -27,6 +27,8 @@ class Arguments(NamedTuple):
     atten_mask: Tensor | None
     sink: Tensor | None
     dropout_mask: Tensor | None
+    query_rope: Tensor | None
+    key_rope: Tensor | None
     qlen_tensor: Tensor | None  # in place of actual_seq_qlen, in a graph that has no values for it
     kvlen_tensor: Tensor | None
     head_num: int
@@ -41,6 +43,9 @@ class Arguments(NamedTuple):
     actual_seq_kvlen: list[int] | None
     sparse_mode: int
     softmax_layout: str
+    pse_type: int
+    q_start_idx: list[int] | None
+    kv_start_idx: list[int] | None
 
 
 COUNT = len(Arguments._fields)

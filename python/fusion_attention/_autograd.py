@@ -15,6 +15,8 @@ from fusion_attention._arguments import COUNT, TENSOR_COUNT, Arguments
 
 _PSE = Arguments._fields.index("pse")
 _SINK = Arguments._fields.index("sink")
+_QUERY_ROPE = Arguments._fields.index("query_rope")
+_KEY_ROPE = Arguments._fields.index("key_rope")
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,11 +37,12 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None
     needs = ctx.needs_input_grad
     if dy is None:  # nobody used out
         dy = torch.zeros_like(out)
-    dq, dk, dv, dpse, dsink = gradient(
+    dq, dk, dv, dpse, dsink, dq_rope, dk_rope = gradient(
         (*tensors, *ctx.settings),
         (dy, softmax_max, softmax_sum, out, 0, seed, offset, needs[_PSE], needs[_SINK]),
     )
     found = {0: dq, 1: dk, 2: dv, _PSE: dpse, _SINK: dsink}
+    found |= {_QUERY_ROPE: dq_rope, _KEY_ROPE: dk_rope}
     return tuple(found.get(index) if need else None for index, need in enumerate(needs))
 
 
@@ -80,7 +83,7 @@ class _TransformableAttention(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, dpse, dsink), as `gradient` takes them."""
+    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, ...), as `gradient` takes and returns them."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -117,7 +120,10 @@ def attention(
 
 
 def gradient(arguments: Arguments, rest: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Returns (dq, dk, dv, dpse, dsink); `rest` is what backward takes after the common ones."""
+    """Returns (dq, dk, dv, dpse, dsink, dq_rope, dk_rope).
+
+    `rest` is what backward takes after the common arguments.
+    """
     if torch.compiler.is_compiling():
         # A backward pass that always raises cannot be traced: in a graph gradients are constants.
         with torch.no_grad():

@@ -61,17 +61,25 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return out, softmax_max, softmax_sum
 
 
-def _backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _backward(*inputs: Any) -> tuple[Tensor, ...]:
     arguments = Arguments(*inputs[:COUNT])
     _check(arguments, inputs[COUNT : COUNT + 5])
     wants_dpse, wants_dsink = inputs[-2:]
-    query, pse, sink = arguments.query, arguments.pse, arguments.sink
+    query = arguments.query
+
+    def like(tensor: Tensor | None, wanted: bool = True) -> Tensor:
+        if tensor is None or not wanted:
+            return query.new_empty(0)
+        return query.new_empty(tensor.shape, dtype=tensor.dtype)
+
     return (
-        query.new_empty(query.shape),
-        query.new_empty(arguments.key.shape),
-        query.new_empty(arguments.value.shape),
-        query.new_empty(pse.shape if wants_dpse and pse is not None else 0),
-        query.new_empty(sink.shape if wants_dsink and sink is not None else 0, dtype=torch.float32),
+        like(query),
+        like(arguments.key),
+        like(arguments.value),
+        like(arguments.pse, wants_dpse),
+        like(arguments.sink, wants_dsink),
+        like(arguments.query_rope),
+        like(arguments.key_rope),
     )
 
 

@@ -120,7 +120,7 @@ def npu_fusion_attention(
     """
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention", locals())
-    tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask)
+    tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         tensors = _autocast(tensors)
@@ -248,7 +248,7 @@ def npu_fusion_attention_grad(
     """
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_grad", locals())
-    tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask)
+    tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)
     arg.check_tensors(arg.TENSOR_NAMES, tensors)
     results = (dy, softmax_max, softmax_sum, attention_in)
     for name, result in zip(
@@ -273,7 +273,7 @@ def npu_fusion_attention_grad(
         offset_word = _random.as_word("offset", offset)
     # In a graph of dynamic shapes numels is a symbol; handing it over would fix the shapes.
     numels = 0 if torch.compiler.is_compiling() else arg.integer("numels", numels)
-    dq, dk, dv, dpse, dsink = _autograd.gradient(
+    dq, dk, dv, dpse, dsink, *_ = _autograd.gradient(
         arguments,
         (
             *results,
@@ -321,6 +321,9 @@ def _arguments(
         None if kvlen_tensor is not None else arg.integers("actual_seq_kvlen", actual_seq_kvlen),
         arg.integer("sparse_mode", sparse_mode),
         arg.string("softmax_layout", softmax_layout),
+        pse_type=1,
+        q_start_idx=None,
+        kv_start_idx=None,
     )
 
 

@@ -10,7 +10,8 @@ from torch.library import opcheck
 OPS = torch.ops.fusion_attention
 UNLIMITED = 2147483647
 PLAIN = dict.fromkeys(
-    ("pse", "padding_mask", "atten_mask", "sink", "dropout_mask", "qlen_tensor", "kvlen_tensor")
+    ("pse", "padding_mask", "atten_mask", "sink", "dropout_mask")
+    + ("query_rope", "key_rope", "qlen_tensor", "kvlen_tensor")
 )
 SETTINGS = {
     "head_num": 4,
@@ -25,6 +26,9 @@ SETTINGS = {
     "actual_seq_kvlen": None,
     "sparse_mode": 0,
     "softmax_layout": "",
+    "pse_type": 1,
+    "q_start_idx": None,
+    "kv_start_idx": None,
 }
 LENGTHS = {"actual_seq_qlen": [2, 6, 9], "actual_seq_kvlen": [2, 6, 9]}
 NO_PAIR = {"seed": None, "offset": None}
