@@ -73,7 +73,7 @@ void Backward(StableIValue* stack, uint64_t, uint64_t) {
   Tensor dv = Allocate(ShapeOf(arguments.value), problem.dtype, query);
   // What is not there or not wanted has no elements.
   const auto allocate_if = [&](bool wanted, const OptionalTensor& like, DType dtype) {
-    return Allocate(wanted ? ShapeOf(*like) : std::vector<int64_t>{0}, dtype, query);
+    return wanted ? Allocate(ShapeOf(*like), dtype, query) : Allocate({0}, problem.dtype, query);
   };
   const bool slopes = problem.pse.kind == PseKind::kSlopes;
   Tensor dpse = allocate_if(wants_dpse, arguments.pse, slopes ? DType::kFloat32 : problem.dtype);

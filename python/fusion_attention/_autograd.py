@@ -83,7 +83,7 @@ class _TransformableAttention(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """(*arguments, dy, softmax_max, ...) -> (dq, dk, dv, ...), as `gradient` takes and returns them."""
+    """(*arguments, dy, ...) -> (dq, dk, dv, ...), as `gradient` takes and returns them."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:

@@ -7,11 +7,15 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
+import fusion_attention  # noqa: F401  # registers the operators
+
 OPS = torch.ops.fusion_attention
 UNLIMITED = 2147483647
 PLAIN = dict.fromkeys(
-    ("pse", "padding_mask", "atten_mask", "sink", "dropout_mask")
-    + ("query_rope", "key_rope", "qlen_tensor", "kvlen_tensor")
+    (
+        *("pse", "padding_mask", "atten_mask", "sink", "dropout_mask"),
+        *("query_rope", "key_rope", "qlen_tensor", "kvlen_tensor"),
+    )
 )
 SETTINGS = {
     "head_num": 4,
@@ -135,7 +139,7 @@ def test_what_is_not_wanted_is_empty() -> None:
     rest = {"dy": out, "softmax_max": softmax_max, "softmax_sum": softmax_sum, "attention_in": out}
     for wants_dpse in (False, True):
         for wants_dsink in (False, True):
-            *_, dpse, dsink = OPS.backward(
+            *_, dpse, dsink, dq_rope, dk_rope = OPS.backward(
                 **given,
                 **rest,
                 **NO_PAIR,
@@ -145,3 +149,4 @@ def test_what_is_not_wanted_is_empty() -> None:
             )
             assert dpse.shape == ((1, 4, 1, 9) if wants_dpse else (0,))
             assert dsink.shape == ((4,) if wants_dsink else (0,))
+            assert dq_rope.shape == dk_rope.shape == (0,)
