@@ -38,7 +38,7 @@ CPP_LAYERS = (
     Layer("src/problem", (API,)),
     Layer("src/dropout", (API, "src/base")),
     Layer(BACKEND_INTERFACE, (API,)),
-    Layer("src/backend", (API, "src/problem", BACKEND_INTERFACE)),
+    Layer("src/backend", (API, "src/problem", "src/dropout", BACKEND_INTERFACE)),
     Layer("src/reference", (API, "src/base", "src/dropout", BACKEND_INTERFACE)),
     Layer(
         "src/cpu",

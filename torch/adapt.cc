@@ -117,6 +117,11 @@ Arguments Stack::TakeArguments() {
                    Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>()};
 }
 
+GradTensors Stack::TakeGradTensors() {
+  return GradTensors{Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
+                     Take<OptionalTensor>(), Take<std::optional<int64_t>>()};
+}
+
 std::vector<int64_t> ShapeOf(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes.begin(), sizes.end()};
@@ -157,6 +162,14 @@ GradCall ToGradCall(const GradTensors& tensors) {
           .softmax_sum = SpecOf(*tensors.softmax_sum),
           .attention_in = SpecOf(*tensors.attention_in),
           .numels = tensors.numels};
+}
+
+Plan PlanFor(const Arguments& arguments, const GradTensors* grad) {
+  Call call = ToCall(arguments);
+  if (grad != nullptr) call.grad = ToGradCall(*grad);
+  StatusOr<Plan> plan = Plan::Create(call);
+  if (!plan.ok()) Raise(plan.status());
+  return plan.TakeValue();
 }
 
 OptionalTensor Contiguous(const OptionalTensor& tensor) {

@@ -37,6 +37,12 @@ struct Arguments {
   OptionalInts q_start_idx, kv_start_idx;
 };
 
+// The gradient's tensors; a call without them may be asked about too.
+struct GradTensors {
+  OptionalTensor dy, softmax_max, softmax_sum, attention_in;
+  std::optional<int64_t> numels;
+};
+
 // Takes a boxed call's arguments off the dispatcher's stack, one after the other.
 class Stack {
  public:
@@ -46,19 +52,17 @@ class Stack {
     return torch::stable::detail::to<T>(*next_++);
   }
   Arguments TakeArguments();
+  GradTensors TakeGradTensors();
 
  private:
   StableIValue* next_;
 };
 
-// The gradient's tensors; check() may be asked about a call without them.
-struct GradTensors {
-  OptionalTensor dy, softmax_max, softmax_sum, attention_in;
-  std::optional<int64_t> numels;
-};
-
 Call ToCall(const Arguments& arguments);
 GradCall ToGradCall(const GradTensors& tensors);
+
+// The plan of a call, of its gradient if `grad` is not null. Throws what Raise() throws.
+Plan PlanFor(const Arguments& arguments, const GradTensors* grad);
 
 // A contiguous copy, or the tensor itself; for the small operands that the core reads through plain
 // pointers.

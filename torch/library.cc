@@ -3,6 +3,7 @@
 // arguments may change.
 #include <torch/csrc/stable/library.h>
 
+#include "torch/describe.h"
 #include "torch/operators.h"
 
 // As struct Arguments takes them off the stack.
@@ -29,6 +30,10 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
               "Tensor dk_rope)");
   library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");
+  library.def("describe(" FUSION_ATTENTION_CHECKED ") -> (Tensor sequences, str facts)");
+  library.def("row_keys(Tensor sequence) -> Tensor");
+  library.def("targets() -> str");
+  library.def("target() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
@@ -37,8 +42,12 @@ STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
   library.impl("check", &fusion_attention::torch_front_end::Check);
 }
 
-// For the package's shape inference, which calls it with meta tensors: the Meta kernels of the
-// others are that inference.
+// For the package's shape inference and its reports, which call these with meta tensors: the Meta
+// kernels of the others are that inference.
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CompositeExplicitAutograd, library) {
   library.impl("check_shapes", &fusion_attention::torch_front_end::Check);
+  library.impl("describe", &fusion_attention::torch_front_end::Describe);
+  library.impl("row_keys", &fusion_attention::torch_front_end::RowKeys);
+  library.impl("targets", &fusion_attention::torch_front_end::Targets);
+  library.impl("target", &fusion_attention::torch_front_end::Target);
 }

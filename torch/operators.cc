@@ -10,14 +10,6 @@
 namespace fusion_attention::torch_front_end {
 namespace {
 
-Plan PlanFor(const Arguments& arguments, const GradTensors* grad) {
-  Call call = ToCall(arguments);
-  if (grad != nullptr) call.grad = ToGradCall(*grad);
-  StatusOr<Plan> plan = Plan::Create(call);
-  if (!plan.ok()) Raise(plan.status());
-  return plan.TakeValue();
-}
-
 template <typename... Tensors>
 void Return(StableIValue* stack, Tensors... tensors) {
   ((*stack++ = torch::stable::detail::from<Tensor>(std::move(tensors))), ...);
@@ -104,13 +96,7 @@ void Backward(StableIValue* stack, uint64_t, uint64_t) {
 void Check(StableIValue* stack, uint64_t, uint64_t) {
   Stack input(stack);
   const Arguments arguments = input.TakeArguments();
-  GradTensors grad;
-  grad.dy = input.Take<OptionalTensor>();
-  grad.softmax_max = input.Take<OptionalTensor>();
-  grad.softmax_sum = input.Take<OptionalTensor>();
-  grad.attention_in = input.Take<OptionalTensor>();
-  grad.numels = input.Take<std::optional<int64_t>>();
-
+  const GradTensors grad = input.TakeGradTensors();
   const Plan plan = PlanFor(arguments, grad.dy ? &grad : nullptr);
   if (arguments.query.is_cpu()) Bind(plan.problem(), arguments, std::nullopt, std::nullopt);
   Return(stack, Allocate({0}, DType::kFloat32, arguments.query));

@@ -28,6 +28,9 @@ class Plan {
   const Problem& problem() const { return problem_; }
   const Backend& backend() const { return *backend_; }
   std::string_view backend_name() const;
+  // The share of the weights that generated dropout drops: 1 - keep_prob, quantised by the dtype of
+  // the random numbers. 0 without generated dropout, 1 where every weight is dropped.
+  double DropRate() const;
 
  private:
   Plan(Problem problem, const Backend* backend) : problem_(std::move(problem)), backend_(backend) {}

@@ -45,8 +45,24 @@ def translated(call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def targets() -> list[str]:
+    """Returns the SIMD targets that this build has and this CPU can run, best first."""
+    return torch.ops.fusion_attention.targets.default().split(",")
+
+
+def target() -> str:
+    """Returns the SIMD target in use: the best, or what FUSION_ATTENTION_TARGET names.
+
+    Raises:
+        RuntimeError: That variable names a target which is not there.
+    """
+    return torch.ops.fusion_attention.target.default()
+
+
 _load()
 forward = translated(torch.ops.fusion_attention.forward.default)
 backward = translated(torch.ops.fusion_attention.backward.default)
 check = translated(torch.ops.fusion_attention.check.default)
 check_shapes = translated(torch.ops.fusion_attention.check_shapes.default)
+describe = translated(torch.ops.fusion_attention.describe.default)
+row_keys = translated(torch.ops.fusion_attention.row_keys.default)

@@ -7,6 +7,7 @@
 #include "fusion_attention/backward.h"
 #include "fusion_attention/forward.h"
 #include "src/backend/registry.h"
+#include "src/dropout/philox.h"
 
 namespace fusion_attention {
 namespace {
@@ -30,6 +31,13 @@ StatusOr<Plan> Plan::Create(const Call& call, const PlanOptions& options) {
 }
 
 std::string_view Plan::backend_name() const { return backend_->Name(); }
+
+double Plan::DropRate() const {
+  if (problem_.dropout == DropoutKind::kDropAll) return 1;
+  if (problem_.dropout != DropoutKind::kPhilox) return 0;
+  const KeepThreshold keep = KeepThresholdOf(problem_.dtype, problem_.keep_prob);
+  return keep.threshold / (keep.low_mask + 1.0);
+}
 
 Status Forward(const Plan& plan, const ForwardArgs& args, ParallelFor& threads) try {
   return plan.backend().Forward(plan.problem(), args, threads);
