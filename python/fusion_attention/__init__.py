@@ -7,7 +7,27 @@
 torch.Size([1, 4, 128, 64])
 """
 
+import importlib
+from typing import Any
+
 from fusion_attention import _fakes as _fakes
 from fusion_attention.api import npu_fusion_attention, npu_fusion_attention_grad
 
+__version__ = "0.1.0"
+
+# The features around the operator: public name -> the module that has it, imported when asked for.
+_LAZY: dict[str, str] = {}
+
 __all__ = ["npu_fusion_attention", "npu_fusion_attention_grad"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # asked for once; also wins over a folder of the same name
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

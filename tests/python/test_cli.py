@@ -1,0 +1,158 @@
+"""The command line: help, unknown commands, exit statuses, and what importing the package loads."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fusion_attention
+from fusion_attention import _environment, _optional, cli
+from fusion_attention._errors import FeatureError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m fusion_attention` with these arguments in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "fusion_attention", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_lists_every_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in cli.COMMANDS:
+        (line,) = [line for line in lines if line.startswith(f"  {name} ")]
+        assert len(line.split()) > 3
+        assert len(line) <= 100
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: python -m fusion_attention {name}" in capsys.readouterr().out
+
+
+def test_no_command_prints_help_and_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_an_unknown_command_names_the_nearest_one() -> None:
+    completed = command("infos")
+    assert completed.returncode == 2
+    assert completed.stdout == ""
+    assert "there is no command 'infos'. Did you mean 'info'?" in completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--fast"]) == 2
+    assert "there is no option '--fast'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["info", "--jso"])  # no guessing of abbreviations
+    assert stopped.value.code == 2
+
+
+def test_a_feature_error_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: object) -> int:
+        raise FeatureError("no such thing here")
+
+    monkeypatch.setattr("fusion_attention.cli.info.run", fails)
+    assert cli.main(["info"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "python -m fusion_attention info: no such thing here\n"
+
+
+def test_version_is_the_same_everywhere() -> None:
+    completed = command("--version")
+    assert completed.returncode == 0
+    version = fusion_attention.__version__
+    assert completed.stdout == f"fusion_attention {version}\n"
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.*)"$', project, re.MULTILINE).group(1) == version
+    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    assert re.search(r"^project\(fusion_attention VERSION (\S+)", cmake, re.M).group(1) == version
+
+
+def test_info_in_text_and_in_json_tells_the_same() -> None:
+    text, data = command("info"), command("info", "--json")
+    assert text.returncode == data.returncode == 0
+    facts = json.loads(data.stdout)
+    assert facts["torch"] == torch.__version__
+    assert facts["cpu"]["cores"] >= 1
+    for word in (facts["torch"], facts["cpu"]["name"], facts["folder"], *facts["environment"]):
+        assert word in text.stdout
+    assert set(facts["optional_packages"]) == set(_optional.PACKAGES)
+
+
+def test_info_says_where_the_number_of_threads_comes_from() -> None:
+    completed = subprocess.run(
+        [sys.executable, "-m", "fusion_attention", "info", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert json.loads(completed.stdout)["threads"] == {"count": 1, "why": "OMP_NUM_THREADS=1"}
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    reads = re.compile(r'(?:environ(?:\.get\(|\[)|getenv\()\s*"(FUSION_ATTENTION_\w+)"')
+    files = [*(ROOT / "python").rglob("*.py"), *(ROOT / "src").rglob("*.cc")]
+    found = {name for file in files for name in reads.findall(file.read_text(encoding="utf-8"))}
+    assert found == set(_environment.VARIABLES)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(FeatureError, match=r"need the package matplotlib.*\[pictures\]"):
+        _optional.load("matplotlib.figure")
+
+
+def test_extras_are_those_of_the_project() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for package, (_, extra) in _optional.PACKAGES.items():
+        assert re.search(rf'^{extra} = \["{package}>=', project, re.MULTILINE)
+
+
+# What `import fusion_attention` may not load on top of what `import torch` loads anyway.
+_HEAVY = (
+    *("argparse", "json", "numpy", "matplotlib", "rich", "safetensors", "transformers", "pytest"),
+    *("PIL", "hypothesis", "torch_npu", "torch._dynamo", "torch._inductor", "unittest"),
+)
+
+
+def test_importing_the_package_loads_no_feature() -> None:
+    program = (
+        "import sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import fusion_attention\n"
+        "print(*sorted(set(sys.modules) - before))\n"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = completed.stdout.split()
+    assert "fusion_attention.api" in loaded
+    assert [x for x in loaded if x.startswith(tuple(f"{y}." for y in _HEAVY)) or x in _HEAVY] == []
+    folders = ("cli", "recording", "benchmark", "explain", "convert", "integrations", "torch_npu")
+    features = tuple(f"fusion_attention.{folder}" for folder in folders)
+    assert [x for x in loaded if x.startswith(features)] == []
+
+
+def test_an_unknown_attribute_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = fusion_attention.nothing
