@@ -72,7 +72,7 @@ enum class PseKind : uint8_t {
   kSlopes,      // float32 [B, N] or [N]: a slope per head, times a distance that is computed
 };
 
-// What a slope is multiplied with (pse_type 2 and 3), d being key - row + PseSpec::start_offset.
+// What a slope is multiplied with (pse_type 2 and 3), d being key - row + Problem::StartOffset.
 enum class PseDistance : uint8_t {
   kLinear,      // -|d|
   kSquareRoot,  // -sqrt(|d|)
@@ -82,7 +82,9 @@ struct PseSpec {
   PseKind kind = PseKind::kNone;
   bool after_scale = false;  // the bias is added to the scaled scores (every pse_type but 1)
   PseDistance distance = PseDistance::kLinear;
-  int64_t start_offset = 0;  // kv_start_idx - q_start_idx, at most RowIntervals::kUnbounded in size
+  // kv_start_idx - q_start_idx, at most RowIntervals::kUnbounded in size; Problem::StartOffset says
+  // for which sequences.
+  int64_t start_offset = 0;
   int64_t batch = 1, rows = 0, keys = 0;  // extents as given (slopes: 1 row, 1 key); heads is
                                           // always q_heads
 };
@@ -133,6 +135,8 @@ struct Problem {
   Sequence SequenceAt(int64_t index) const;
   RowIntervals IntervalsOf(const Sequence& sequence) const;
   PseElement CompressedPse(const Sequence& sequence, int64_t row, int64_t key) const;
+  // Slopes: the position of key 0 of `sequence`, seen from its row 0.
+  int64_t StartOffset(const Sequence& sequence) const;
   // Where a row's statistics start, in floats: 8 equal values follow.
   int64_t StatisticsIndex(const Sequence& sequence, int64_t head, int64_t row) const;
   // What softmax_sum reports for a row of `sequence` that sees no key.

@@ -76,6 +76,13 @@ PseElement Problem::CompressedPse(const Sequence& sequence, int64_t row, int64_t
   return {same_phase, stored_key + (same_phase - stored_row)};
 }
 
+int64_t Problem::StartOffset(const Sequence& sequence) const {
+  // In mode 8 the first sequence alone was cut; the others start at row 0 and key 0, as on the
+  // device.
+  const bool first_alone = !mask.full && mask.sparse_mode == 8;
+  return first_alone && sequence.batch > 0 ? 0 : pse.start_offset;
+}
+
 int64_t Problem::StatisticsIndex(const Sequence& sequence, int64_t head, int64_t row) const {
   if (softmax_layout_tnd) return ((sequence.q_begin + row) * q_heads + head) * 8;
   const int64_t earlier_rows =

@@ -49,7 +49,7 @@ bool IsInvalidRowMode(const Call& call, const Problem& problem) {
 
 constexpr Status (*kStages[])(const Call&, Draft&) = {
     CheckOptions, CheckDTypes, CheckShapes,      CheckSequences, CheckMask,
-    CheckPse,     CheckSink,   CheckDropoutMask, CheckGradient,
+    CheckPse,     CheckSink,   CheckDropoutMask, CheckRopes,     CheckGradient,
 };
 
 }  // namespace
@@ -107,6 +107,11 @@ Status CheckOptions(const Call& call, Draft& draft) {
     problem.dropout = DropoutKind::kPhilox;
   }
 
+  if (call.pse_type < 0 || call.pse_type > 3) {
+    return Broken("pse_type", "to be in [0, 3]", {ShowInt("pse_type", call.pse_type)},
+                  "0 adds pse after scaling, 1 before it; 2 and 3 take slopes.");
+  }
+
   const int64_t mode = call.sparse_mode;
   if (draft.packed() && (mode < 0 || mode > 8 || mode == 5)) {
     return Broken("sparse_mode", "to be one of 0, 1, 2, 3, 4, 6, 7, 8 in layout TND",
@@ -145,11 +150,16 @@ Status CheckDTypes(const Call& call, Draft& draft) {
     if (tensor.dtype == call.query.dtype) return Status();
     return Broken(name, "to have the dtype of query",
                   {ShowDType(name, tensor), ShowDType("query", call.query)},
-                  "query, key, value and pse share one dtype.");
+                  "query, key, value and pse (unless it holds slopes) share one dtype.");
   };
   if (Status status = same("key", call.key); !status.ok()) return status;
   if (Status status = same("value", call.value); !status.ok()) return status;
-  return IsGiven(call.pse) ? same("pse", *call.pse) : Status();
+  if (!IsGiven(call.pse)) return Status();
+  if (!TakesSlopes(call)) return same("pse", *call.pse);
+  if (call.pse->dtype == DType::kFloat32) return Status();
+  return Broken("pse", "to have dtype float32 with pse_type 2 and 3",
+                {ShowDType("pse", *call.pse), ShowInt("pse_type", call.pse_type)},
+                "It holds slopes, which have this dtype for every dtype of query.");
 }
 
 }  // namespace fusion_attention

@@ -30,15 +30,19 @@ inline bool IsGiven(const std::optional<TensorSpec>& tensor) {
   return tensor && !tensor->shape.empty();
 }
 
+// Whether pse holds one slope per head instead of a bias.
+inline bool TakesSlopes(const Call& call) { return call.pse_type >= 2; }
+
 // The stages, in order. Each states the rules of one topic, and may rely on those before it.
 Status CheckOptions(const Call& call, Draft& draft);      // validate.cc
 Status CheckDTypes(const Call& call, Draft& draft);       // validate.cc
 Status CheckShapes(const Call& call, Draft& draft);       // validate_shapes.cc
 Status CheckSequences(const Call& call, Draft& draft);    // validate_shapes.cc
 Status CheckMask(const Call& call, Draft& draft);         // validate_mask.cc
-Status CheckPse(const Call& call, Draft& draft);          // validate_inputs.cc
+Status CheckPse(const Call& call, Draft& draft);          // validate_pse.cc
 Status CheckSink(const Call& call, Draft& draft);         // validate_inputs.cc
 Status CheckDropoutMask(const Call& call, Draft& draft);  // validate_inputs.cc
+Status CheckRopes(const Call& call, Draft& draft);        // validate_ropes.cc
 Status CheckGradient(const Call& call, Draft& draft);     // validate_inputs.cc
 
 // A sequence, as texts show it.

@@ -1,97 +1,11 @@
-// Rules about the optional tensors pse, sink and dropout_mask, and about what the gradient entry
-// takes besides.
-#include <algorithm>
+// Rules about the optional tensors sink and dropout_mask, and about what the gradient entry takes
+// besides.
 #include <utility>
 
 #include "src/problem/shapes.h"
 #include "src/problem/validate.h"
 
 namespace fusion_attention {
-namespace {
-
-constexpr int64_t kCompressedPseRows = 1024;
-
-// Whether row i sees exactly the keys up to i, given that Sq == Skv.
-bool IsCausal(const Draft& draft) {
-  const MaskSpec& mask = draft.problem.mask;
-  if (mask.full) return false;
-  if (mask.sparse_mode == 2 || mask.sparse_mode == 3) return true;
-  // The device knows a causal band by its tokens; in dense layouts only that of mode 0.
-  const bool has_tokens = mask.sparse_mode == 0 || (mask.sparse_mode == 4 && draft.packed());
-  return has_tokens && mask.pre_tockens >= draft.longest_q && mask.next_tockens == 0;
-}
-
-// What a compressed pse needs: it holds the last 1024 rows of a bias that depends on i - j alone.
-Status CheckCompressedPse(const Call& call, Draft& draft) {
-  const Problem& problem = draft.problem;
-  const int64_t distinct = draft.packed() ? problem.batch : std::min<int64_t>(problem.batch, 1);
-  for (int64_t index = 0; index < distinct; ++index) {
-    const Sequence sequence = problem.SequenceAt(index);
-    if (sequence.q_len == sequence.kv_len) continue;
-    return Broken(
-        "pse", "of 1024 rows to come with Sq == Skv",
-        {ShowShape("pse", *call.pse), ShowSq(sequence), ShowSkv(sequence), ShowIndex(sequence)},
-        "It holds the last 1024 rows of a square bias; pass [B, N, Sq, Skv] instead.");
-  }
-  if (!IsCausal(draft)) {
-    return Broken("pse", "of 1024 rows to come with a causal atten_mask",
-                  {problem.mask.full ? "atten_mask=None" : ShowInt("sparse_mode", call.sparse_mode),
-                   ShowPre(call), ShowNext(call), ShowShape("pse", *call.pse)},
-                  "Causal is sparse_mode 2, 3, or 0 (TND: or 4) with pre_tockens >= Sq and "
-                  "next_tockens = 0.");
-  }
-  return Status();
-}
-
-}  // namespace
-
-Status CheckPse(const Call& call, Draft& draft) {
-  if (!IsGiven(call.pse)) return Status();
-  Problem& problem = draft.problem;
-  const Shape& shape = call.pse->shape;
-  if (problem.mask.sparse_mode >= 7) {
-    return Broken("pse", "to be None in sparse_mode 7 and 8",
-                  {ShowShape("pse", *call.pse), ShowInt("sparse_mode", call.sparse_mode)},
-                  "Cut sequences cannot be combined with a bias.");
-  }
-  for (const Sequence& sequence : problem.packed) {
-    if (sequence.q_len > 0 && sequence.kv_len > 0) continue;
-    return Broken(
-        "pse", "to be None when a sequence of layout TND is empty",
-        {ShowShape("pse", *call.pse), ShowSq(sequence), ShowSkv(sequence), ShowIndex(sequence)},
-        "Leave empty sequences out of actual_seq_qlen and actual_seq_kvlen.");
-  }
-  if (shape.size() != 4 || (shape[0] != 1 && shape[0] != draft.given_sequences) ||
-      shape[1] != call.head_num) {
-    return Broken("pse", "to have 4 dimensions that start with [1, N] or [B, N]",
-                  {ShowShape("pse", *call.pse), ShowInt("B", draft.given_sequences),
-                   ShowInt("N", call.head_num)},
-                  "Use [B, N, Sq, Skv], [1, N, Sq, Skv], [B, N, 1, Skv] or the compressed [B, N, "
-                  "1024, Skv].");
-  }
-  problem.pse = {.kind = PseKind::kDense, .batch = shape[0], .rows = shape[2], .keys = shape[3]};
-  if (draft.packed()) {
-    if (shape[2] != kCompressedPseRows || shape[3] != draft.longest_kv) {
-      return Broken(
-          "pse", "to end with [1024, max Skv] in layout TND",
-          {ShowShape("pse", *call.pse), ShowInt("max Skv", draft.longest_kv)},
-          "Packed sequences take the compressed form only: the last 1024 rows of the bias.");
-    }
-    problem.pse.kind = PseKind::kCompressed;
-    return CheckCompressedPse(call, draft);
-  }
-  const bool compressed = shape[2] == kCompressedPseRows && problem.q_len > kCompressedPseRows;
-  if (shape[3] != problem.kv_len || (shape[2] != problem.q_len && shape[2] != 1 && !compressed)) {
-    return Broken(
-        "pse", "to end with [Sq, Skv], [1, Skv], or [1024, Skv] when Sq > 1024",
-        {ShowShape("pse", *call.pse), ShowInt("Sq", problem.q_len), ShowInt("Skv", problem.kv_len)},
-        "pse is added to the scores before scale.");
-  }
-  if (!compressed) return Status();
-  problem.pse.kind = PseKind::kCompressed;
-  return CheckCompressedPse(call, draft);
-}
-
 Status CheckSink(const Call& call, Draft& draft) {
   if (!call.sink) return Status();
   if (call.sink->dtype != DType::kFloat32) {

@@ -5,10 +5,11 @@
 //   dP_ij = drop_ij * (do_i . v_j)
 //   dS_ij = P_ij * (dP_ij - D_i)
 //   dv_j  = sum_i drop_ij * P_ij * do_i          dq_i = scale * sum_j dS_ij * k_j
-//   dk_j  = scale * sum_i dS_ij * q_i            dpse_ij = scale * dS_ij          dsink = -sum_i
-//   exp(sink - m_i) / l_i * D_i
-// Keys and values shared by several query heads add up over those heads, a broadcast pse over all
-// scores that read an element.
+//   dk_j  = scale * sum_i dS_ij * q_i            dsink = -sum_i exp(sink - m_i) / l_i * D_i
+//   dbias_ij = dS_ij, times scale if the bias is added before scaling
+// q and k have the channels of their ropes behind their own. Keys and values shared by several
+// query heads add up over those heads; an element of pse over all scores that read it, each times
+// the factor that the score took it by.
 #include <cmath>
 #include <utility>
 
@@ -20,7 +21,7 @@ namespace {
 
 // The gradients of one key head of one sequence.
 struct KeyHead {
-  Matrix key;
+  Matrix key;  // [kv_len, score_dim]
   Matrix value;
   Matrix dk;
   Matrix dv;
@@ -60,13 +61,15 @@ void BackwardRow(const Problem& problem, const BackwardArgs& args, const HeadInd
     const double dropped_p = Dropped(problem, args.inputs, at, row, j, p);
     const double dp =
         Dropped(problem, args.inputs, at, row, j, Dot(dy, kv.value.Row(j), problem.value_dim));
-    const double ds = problem.scale * (p * (dp - out_dot_dy));
+    const double ds = p * (dp - out_dot_dy);
     for (int64_t c = 0; c < problem.value_dim; ++c) kv.dv.Row(j)[c] += dropped_p * dy[c];
-    for (int64_t c = 0; c < problem.head_dim; ++c) {
-      dq[c] += ds * kv.key.Row(j)[c];
-      kv.dk.Row(j)[c] += ds * query[c];
+    for (int64_t c = 0; c < problem.score_dim(); ++c) {
+      dq[c] += problem.scale * ds * kv.key.Row(j)[c];
+      kv.dk.Row(j)[c] += problem.scale * ds * query[c];
     }
-    if (!collected.dpse.empty()) *DpseElement(problem, at, row, j, collected) += ds;
+    if (collected.dpse.empty()) continue;
+    const double dbias = problem.pse.after_scale ? ds : problem.scale * ds;
+    *DpseElement(problem, at, row, j, collected) += dbias * PseFactor(problem, at.sequence, row, j);
   }
   if (!collected.dsink.empty()) {
     collected.dsink[at.head] -= std::exp(args.inputs.sink[at.head] - max) / sum * out_dot_dy;
@@ -76,12 +79,12 @@ void BackwardRow(const Problem& problem, const BackwardArgs& args, const HeadInd
 void BackwardHead(const Problem& problem, const BackwardArgs& args, const HeadIndex& at,
                   KeyHead& kv, Collected& collected) {
   const Sequence& s = at.sequence;
-  const Matrix query =
-      ReadRows(args.inputs.query, s.batch, at.head, s.q_begin, s.q_len, problem.head_dim);
+  const Matrix query = ReadScoreRows(problem, args.inputs.query, args.inputs.query_rope, s.batch,
+                                     at.head, s.q_begin, s.q_len);
   const Matrix dy = ReadRows(args.dy, s.batch, at.head, s.q_begin, s.q_len, problem.value_dim);
   const Matrix out =
       ReadRows(args.attention_in, s.batch, at.head, s.q_begin, s.q_len, problem.value_dim);
-  Matrix dq(s.q_len, problem.head_dim);
+  Matrix dq(s.q_len, problem.score_dim());
   for (int64_t row = 0; row < s.q_len; ++row) {
     const VisibleRow visible = ScoresOfRow(problem, args.inputs, at, query, kv.key, row);
     // Without a visible key the output is 0 whatever the operands are, sink or not.
@@ -89,7 +92,9 @@ void BackwardHead(const Problem& problem, const BackwardArgs& args, const HeadIn
     BackwardRow(problem, args, at, visible, row, query.Row(row), dy.Row(row),
                 RowDot(out.Row(row), dy.Row(row), problem.value_dim), kv, dq.Row(row), collected);
   }
-  WriteRows(dq, args.dq, s.batch, at.head, s.q_begin);
+  WriteRows(Columns(dq, 0, problem.head_dim), args.dq, s.batch, at.head, s.q_begin);
+  WriteRows(Columns(dq, problem.head_dim, problem.rope_dim), args.dq_rope, s.batch, at.head,
+            s.q_begin);
 }
 
 // Tokens that belong to no sequence have gradient 0.
@@ -98,9 +103,11 @@ void FillZero(const Problem& problem, const BackwardArgs& args) {
   for (int64_t b = 0; b < batches; ++b) {
     for (int64_t h = 0; h < problem.q_heads; ++h) {
       ZeroRows(args.dq, b, h, problem.q_len, problem.head_dim);
+      ZeroRows(args.dq_rope, b, h, problem.q_len, problem.rope_dim);
     }
     for (int64_t h = 0; h < problem.kv_heads; ++h) {
       ZeroRows(args.dk, b, h, problem.kv_len, problem.head_dim);
+      ZeroRows(args.dk_rope, b, h, problem.kv_len, problem.rope_dim);
       ZeroRows(args.dv, b, h, problem.kv_len, problem.value_dim);
     }
   }
@@ -122,13 +129,16 @@ void Backward(const Problem& problem, const BackwardArgs& args) {
     if (HasNoScores(problem, s)) continue;
     for (int64_t kv_head = 0; kv_head < problem.kv_heads; ++kv_head) {
       KeyHead kv{
-          ReadRows(args.inputs.key, s.batch, kv_head, s.kv_begin, s.kv_len, problem.head_dim),
+          ReadScoreRows(problem, args.inputs.key, args.inputs.key_rope, s.batch, kv_head,
+                        s.kv_begin, s.kv_len),
           ReadRows(args.inputs.value, s.batch, kv_head, s.kv_begin, s.kv_len, problem.value_dim),
-          Matrix(s.kv_len, problem.head_dim), Matrix(s.kv_len, problem.value_dim)};
+          Matrix(s.kv_len, problem.score_dim()), Matrix(s.kv_len, problem.value_dim)};
       for (int64_t g = 0; g < problem.group(); ++g) {
         BackwardHead(problem, args, {s, kv_head * problem.group() + g}, kv, collected);
       }
-      WriteRows(kv.dk, args.dk, s.batch, kv_head, s.kv_begin);
+      WriteRows(Columns(kv.dk, 0, problem.head_dim), args.dk, s.batch, kv_head, s.kv_begin);
+      WriteRows(Columns(kv.dk, problem.head_dim, problem.rope_dim), args.dk_rope, s.batch, kv_head,
+                s.kv_begin);
       WriteRows(kv.dv, args.dv, s.batch, kv_head, s.kv_begin);
     }
   }

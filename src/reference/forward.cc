@@ -1,5 +1,6 @@
-// The forward pass, for every query row i of every head:
-//   t_ij = (q_i . k_j + pse_ij) * scale        for the visible keys j
+// The forward pass, for every query row i of every head, q and k with the channels of their ropes:
+//   t_ij = (q_i . k_j + bias_ij) * scale       for the visible keys j, with pse_type 1, or
+//          q_i . k_j * scale + bias_ij         with pse_type 0, 2 and 3
 //   m_i  = max(max_j t_ij, sink)
 //   l_i  = sum_j exp(t_ij - m_i) + exp(sink - m_i)
 //   o_i  = sum_j drop_ij * exp(t_ij - m_i) * v_j / l_i
@@ -56,8 +57,8 @@ void FillZero(const Problem& problem, const ForwardArgs& args) {
 void AttendHead(const Problem& problem, const ForwardArgs& args, const HeadIndex& at,
                 const Matrix& key, const Matrix& value) {
   const Sequence& s = at.sequence;
-  const Matrix query =
-      ReadRows(args.inputs.query, s.batch, at.head, s.q_begin, s.q_len, problem.head_dim);
+  const Matrix query = ReadScoreRows(problem, args.inputs.query, args.inputs.query_rope, s.batch,
+                                     at.head, s.q_begin, s.q_len);
   Matrix out(s.q_len, problem.value_dim);
   for (int64_t row = 0; row < s.q_len; ++row) {
     const VisibleRow visible = ScoresOfRow(problem, args.inputs, at, query, key, row);
@@ -77,8 +78,8 @@ void Forward(const Problem& problem, const ForwardArgs& args) {
     const Sequence s = problem.SequenceAt(n);
     if (HasNoScores(problem, s)) continue;
     for (int64_t kv_head = 0; kv_head < problem.kv_heads; ++kv_head) {
-      const Matrix key =
-          ReadRows(args.inputs.key, s.batch, kv_head, s.kv_begin, s.kv_len, problem.head_dim);
+      const Matrix key = ReadScoreRows(problem, args.inputs.key, args.inputs.key_rope, s.batch,
+                                       kv_head, s.kv_begin, s.kv_len);
       const Matrix value =
           ReadRows(args.inputs.value, s.batch, kv_head, s.kv_begin, s.kv_len, problem.value_dim);
       for (int64_t g = 0; g < problem.group(); ++g) {

@@ -1,6 +1,7 @@
 // Element access for the reference backend. Through memcpy, because a view may have any alignment.
 #include "src/reference/matrix.h"
 
+#include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cstring>
@@ -83,14 +84,27 @@ void ZeroRows(const TensorView& view, int64_t batch, int64_t head, int64_t rows,
 
 void WriteRows(const Matrix& matrix, const TensorView& view, int64_t batch, int64_t head,
                int64_t begin) {
-  if (matrix.columns == 0) return;
-  const int64_t rows = static_cast<int64_t>(matrix.data.size()) / matrix.columns;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = 0; r < matrix.rows; ++r) {
     for (int64_t c = 0; c < matrix.columns; ++c) {
       Store(view.data, view.dtype, ElementIndex(view.strides, batch, head, begin + r, c),
             matrix.Row(r)[c]);
     }
   }
+}
+
+Matrix Beside(const Matrix& left, const Matrix& right) {
+  Matrix both(left.rows, left.columns + right.columns);
+  for (int64_t r = 0; r < both.rows; ++r) {
+    std::copy_n(left.Row(r), left.columns, both.Row(r));
+    std::copy_n(right.Row(r), right.columns, both.Row(r) + left.columns);
+  }
+  return both;
+}
+
+Matrix Columns(const Matrix& matrix, int64_t begin, int64_t count) {
+  Matrix part(matrix.rows, count);
+  for (int64_t r = 0; r < part.rows; ++r) std::copy_n(matrix.Row(r) + begin, count, part.Row(r));
+  return part;
 }
 
 double Dot(const double* a, const double* b, int64_t size) {

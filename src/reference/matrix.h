@@ -15,10 +15,11 @@ double Load(const void* data, DType dtype, int64_t index);
 void Store(void* data, DType dtype, int64_t index, double value);
 
 struct Matrix {
+  int64_t rows = 0;
   int64_t columns = 0;
   std::vector<double> data;
 
-  Matrix(int64_t rows, int64_t columns) : columns(columns), data(rows * columns) {}
+  Matrix(int64_t rows, int64_t columns) : rows(rows), columns(columns), data(rows * columns) {}
   double* Row(int64_t row) { return data.data() + row * columns; }
   const double* Row(int64_t row) const { return data.data() + row * columns; }
 };
@@ -31,6 +32,11 @@ void ZeroRows(const TensorView& view, int64_t batch, int64_t head, int64_t rows,
 // The inverse of ReadRows.
 void WriteRows(const Matrix& matrix, const TensorView& view, int64_t batch, int64_t head,
                int64_t begin);
+
+// Each row of `left`, followed by the same row of `right`.
+Matrix Beside(const Matrix& left, const Matrix& right);
+// Columns [begin, begin + count).
+Matrix Columns(const Matrix& matrix, int64_t begin, int64_t count);
 
 double Dot(const double* a, const double* b, int64_t size);
 

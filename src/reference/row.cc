@@ -20,11 +20,12 @@ bool Masked(const Problem& problem, const Inputs& inputs, const HeadIndex& at, i
   return bytes[ElementIndex(inputs.atten_mask.strides, at.sequence.batch, at.head, row, key)] != 0;
 }
 
-double Pse(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
-           int64_t key) {
+double Bias(const Problem& problem, const Inputs& inputs, const HeadIndex& at, int64_t row,
+            int64_t key) {
   if (problem.pse.kind == PseKind::kNone) return 0;
   const PseElement e = PseElementOf(problem, at.sequence, row, key);
-  return Load(inputs.pse.data, inputs.pse.dtype,
+  return PseFactor(problem, at.sequence, row, key) *
+         Load(inputs.pse.data, inputs.pse.dtype,
               ElementIndex(inputs.pse.strides, at.sequence.batch, at.head, e.row, e.key));
 }
 
@@ -52,13 +53,27 @@ bool Keeps(const Problem& problem, const Inputs& inputs, const HeadIndex& at, in
 }  // namespace
 
 bool HasNoScores(const Problem& problem, const Sequence& sequence) {
-  return sequence.kv_len == 0 || problem.head_dim == 0;
+  return sequence.kv_len == 0 || problem.score_dim() == 0;
 }
 
 PseElement PseElementOf(const Problem& problem, const Sequence& sequence, int64_t row,
                         int64_t key) {
   if (problem.pse.kind == PseKind::kCompressed) return problem.CompressedPse(sequence, row, key);
+  if (problem.pse.kind == PseKind::kSlopes) return {.row = 0, .key = 0};
   return {.row = problem.pse.rows == 1 ? 0 : row, .key = key};
+}
+
+double PseFactor(const Problem& problem, const Sequence& sequence, int64_t row, int64_t key) {
+  if (problem.pse.kind != PseKind::kSlopes) return 1;
+  const auto distance = std::fabs(static_cast<double>(key - row + problem.StartOffset(sequence)));
+  return problem.pse.distance == PseDistance::kLinear ? -distance : -std::sqrt(distance);
+}
+
+Matrix ReadScoreRows(const Problem& problem, const ConstTensorView& view,
+                     const ConstTensorView& rope, int64_t batch, int64_t head, int64_t begin,
+                     int64_t rows) {
+  return Beside(ReadRows(view, batch, head, begin, rows, problem.head_dim),
+                ReadRows(rope, batch, head, begin, rows, problem.rope_dim));
 }
 
 VisibleRow ScoresOfRow(const Problem& problem, const Inputs& inputs, const HeadIndex& at,
@@ -67,8 +82,10 @@ VisibleRow ScoresOfRow(const Problem& problem, const Inputs& inputs, const HeadI
   VisibleRow visible;
   for (int64_t j = intervals.Begin(row); j < intervals.End(row); ++j) {
     if (Masked(problem, inputs, at, row, j)) continue;
-    const double product = Dot(query.Row(row), key.Row(j), problem.head_dim);
-    const double score = (product + Pse(problem, inputs, at, row, j)) * problem.scale;
+    const double product = Dot(query.Row(row), key.Row(j), problem.score_dim());
+    const double bias = Bias(problem, inputs, at, row, j);
+    const double score =
+        problem.pse.after_scale ? product * problem.scale + bias : (product + bias) * problem.scale;
     visible.keys.push_back(j);
     visible.scores.push_back(score);
     visible.maximum = Maximum(visible.maximum, score);

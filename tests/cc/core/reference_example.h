@@ -20,10 +20,20 @@ inline MaskSpec MaskOf(int64_t sparse_mode, MaskSource source = MaskSource::kNon
   return mask;
 }
 
+// For `batch` sequences, or 1 for all.
+inline PseSpec SlopesOf(PseDistance distance, int64_t batch) {
+  return {.kind = PseKind::kSlopes,
+          .after_scale = true,
+          .distance = distance,
+          .batch = batch,
+          .rows = 1,
+          .keys = 1};
+}
+
 // A float64 problem with contiguous [batch, head, token, channel] operands.
 struct Example {
   Problem problem;
-  std::vector<double> query, key, value, pse, dy;
+  std::vector<double> query, key, value, query_rope, key_rope, pse, dy;
   std::vector<uint8_t> mask, dropout_mask;
   std::vector<float> sink;
   std::vector<double> out;
@@ -50,6 +60,8 @@ struct Example {
     in.query = ViewOf<ConstTensorView>(query.data(), p.q_heads, p.q_len, p.head_dim);
     in.key = ViewOf<ConstTensorView>(key.data(), p.kv_heads, p.kv_len, p.head_dim);
     in.value = ViewOf<ConstTensorView>(value.data(), p.kv_heads, p.kv_len, p.value_dim);
+    in.query_rope = ViewOf<ConstTensorView>(query_rope.data(), p.q_heads, p.q_len, p.rope_dim);
+    in.key_rope = ViewOf<ConstTensorView>(key_rope.data(), p.kv_heads, p.kv_len, p.rope_dim);
     if (!pse.empty()) in.pse = {pse.data(), DType::kFloat64, PseStrides()};
     if (!mask.empty()) in.atten_mask = {mask.data(), DType::kUInt8, {0, 0, p.kv_len, 1}};
     if (!sink.empty()) in.sink = sink.data();
@@ -78,15 +90,22 @@ struct Example {
 };
 
 struct Gradients {
-  std::vector<double> dq, dk, dv, dpse;
+  std::vector<double> dq, dk, dv, dq_rope, dk_rope, dpse;
   std::vector<float> dsink;
 };
 
 inline Gradients BackwardOf(const Example& e) {
   const Problem& p = e.problem;
-  Gradients g = {std::vector<double>(e.query.size(), kNan), std::vector<double>(e.key.size(), kNan),
-                 std::vector<double>(e.value.size(), kNan), std::vector<double>(e.pse.size(), kNan),
-                 std::vector<float>(e.sink.size())};
+  const auto like = [](const std::vector<double>& operand) {
+    return std::vector<double>(operand.size(), kNan);
+  };
+  Gradients g = {.dq = like(e.query),
+                 .dk = like(e.key),
+                 .dv = like(e.value),
+                 .dq_rope = like(e.query_rope),
+                 .dk_rope = like(e.key_rope),
+                 .dpse = like(e.pse),
+                 .dsink = std::vector<float>(e.sink.size())};
   BackwardArgs args;
   args.inputs = e.InputsOf();
   args.dy = e.ViewOf<ConstTensorView>(e.dy.data(), p.q_heads, p.q_len, p.value_dim);
@@ -96,6 +115,8 @@ inline Gradients BackwardOf(const Example& e) {
   args.dq = e.ViewOf<TensorView>(g.dq.data(), p.q_heads, p.q_len, p.head_dim);
   args.dk = e.ViewOf<TensorView>(g.dk.data(), p.kv_heads, p.kv_len, p.head_dim);
   args.dv = e.ViewOf<TensorView>(g.dv.data(), p.kv_heads, p.kv_len, p.value_dim);
+  args.dq_rope = e.ViewOf<TensorView>(g.dq_rope.data(), p.q_heads, p.q_len, p.rope_dim);
+  args.dk_rope = e.ViewOf<TensorView>(g.dk_rope.data(), p.kv_heads, p.kv_len, p.rope_dim);
   if (!g.dpse.empty()) args.dpse = {g.dpse.data(), DType::kFloat64, e.PseStrides()};
   if (!g.dsink.empty()) args.dsink = g.dsink.data();
   reference::Backward(p, args);
@@ -123,6 +144,8 @@ inline Example MakeExample(Problem p) {
   if (p.pse.kind != PseKind::kNone) {
     e.pse = Numbers(p.pse.batch * p.q_heads * p.pse.rows * p.pse.keys, 5);
   }
+  e.query_rope = Numbers(batches * p.q_heads * p.q_len * p.rope_dim, 9);
+  e.key_rope = Numbers(batches * p.kv_heads * p.kv_len * p.rope_dim, 10);
   if (p.mask.source == MaskSource::kDense) {
     for (double x : Numbers(p.q_len * p.kv_len, 6)) e.mask.push_back(x > 0.3 ? 7 : 0);
   }

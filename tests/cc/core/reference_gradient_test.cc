@@ -49,11 +49,33 @@ std::vector<GradientCase> GradientCases() {
       {"band", dense([](Problem& p) { p.mask = MaskOf(4), p.mask.pre_tockens = 1; })},
       {"dense_mask", dense([](Problem& p) { p.mask = MaskOf(1, MaskSource::kDense); })},
       {"pse", dense([](Problem& p) {
-         p.pse = {PseKind::kDense, 2, 3, 4};
+         p.pse = {.kind = PseKind::kDense, .batch = 2, .rows = 3, .keys = 4};
        })},
       {"broadcast_pse", dense([](Problem& p) {
-         p.pse = {PseKind::kDense, 1, 1, 4};
+         p.pse = {.kind = PseKind::kDense, .batch = 1, .rows = 1, .keys = 4};
        })},
+      {"pse_after_scale", dense([](Problem& p) {
+         p.pse = {.kind = PseKind::kDense, .after_scale = true, .batch = 1, .rows = 3, .keys = 4};
+       })},
+      {"slopes",
+       dense([](Problem& p) { p.q_heads = 2, p.pse = SlopesOf(PseDistance::kLinear, 2); })},
+      {"shared_slopes", dense([](Problem& p) {
+         p.q_heads = 2, p.pse = SlopesOf(PseDistance::kLinear, 1), p.pse.start_offset = 2;
+       })},
+      {"square_root_slopes", dense([](Problem& p) {
+         p.q_heads = 2, p.pse = SlopesOf(PseDistance::kSquareRoot, 2), p.pse.start_offset = -7;
+       })},
+      {"ropes", dense([](Problem& p) { p.q_heads = 4, p.kv_heads = 2, p.rope_dim = 2; })},
+      {"ropes_and_slopes", dense([](Problem& p) {
+         p.rope_dim = 4, p.pse = SlopesOf(PseDistance::kLinear, 1), p.has_sink = true;
+         p.mask = MaskOf(1, MaskSource::kDense);
+       })},
+      {"packed_ropes", With(PackedProblem(), [](Problem& p) { p.rope_dim = 1; })},
+      {"packed_slopes", With(PackedProblem(),
+                             [](Problem& p) {
+                               p.pse = SlopesOf(PseDistance::kSquareRoot, 4);
+                               p.mask = MaskOf(3);
+                             })},
       {"philox", dense([](Problem& p) { p.dropout = DropoutKind::kPhilox, p.keep_prob = 0.6; })},
       {"external", dense([](Problem& p) {
          p.dropout = DropoutKind::kExternal, p.keep_prob = 0.6, p.numels = 24;
@@ -79,6 +101,8 @@ TEST_P(ReferenceGradient, MatchesFiniteDifferences) {
   ExpectGradient(e, &Example::query, g.dq, "dq");
   ExpectGradient(e, &Example::key, g.dk, "dk");
   ExpectGradient(e, &Example::value, g.dv, "dv");
+  ExpectGradient(e, &Example::query_rope, g.dq_rope, "dq_rope");
+  ExpectGradient(e, &Example::key_rope, g.dk_rope, "dk_rope");
   ExpectGradient(e, &Example::pse, g.dpse, "dpse");
   ExpectGradient(e, &Example::sink, g.dsink, "dsink");
 }
@@ -107,7 +131,7 @@ TEST(Reference, CompressedPseGradient) {
   p.q_len = p.kv_len = 1030;
   p.head_dim = p.value_dim = 1;
   p.mask = MaskOf(2);
-  p.pse = {PseKind::kCompressed, 1, 1024, 1030};
+  p.pse = {.kind = PseKind::kCompressed, .batch = 1, .rows = 1024, .keys = 1030};
   Example e = MakeExample(p);
   e.Forward();
   const Gradients g = BackwardOf(e);

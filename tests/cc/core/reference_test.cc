@@ -33,7 +33,7 @@ TEST(Reference, PseIsScaledAndSinkIsNot) {
   Problem p = SmallProblem();
   p.batch = p.q_len = p.kv_len = p.head_dim = p.value_dim = 1;
   p.scale = 0.5;
-  p.pse = {PseKind::kDense, 1, 1, 1};
+  p.pse = {.kind = PseKind::kDense, .batch = 1, .rows = 1, .keys = 1};
   p.has_sink = true;
   Example e = MakeExample(p);
   e.query = {2};
@@ -86,7 +86,7 @@ TEST(Reference, ARowWithoutKeysIsZero) {
 
 TEST(Reference, OnlyScoresOfMinusInfinityCountAsNoKeys) {
   Problem p = SmallProblem();
-  p.pse = {PseKind::kDense, 1, 1, 4};
+  p.pse = {.kind = PseKind::kDense, .batch = 1, .rows = 1, .keys = 4};
   Example e = MakeExample(p);
   e.pse.assign(4, -kInf);
   e.Forward();

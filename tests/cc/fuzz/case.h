@@ -22,7 +22,7 @@ Call MakeHostile(Call call, Random& random);
 
 // What a problem reads, as logical values.
 struct Operands {
-  Operand query, key, value, pse, mask, dy;
+  Operand query, key, value, query_rope, key_rope, pse, mask, dy;
   std::vector<float> sink;
   std::vector<uint8_t> dropout_mask;
   uint64_t philox_seed = 0;

@@ -35,7 +35,7 @@ Guarded SealedCopy(const std::vector<T>& values) {
 ConstScoreView ScoreViewOf(const Stored& stored, const Operand& operand) {
   if (!operand.given()) return {};
   std::array<bool, 4> broadcast = {};
-  for (int axis = 0; axis < 3; ++axis) broadcast[axis] = operand.extent[axis] == 1;
+  for (int axis = 0; axis < 4; ++axis) broadcast[axis] = operand.extent[axis] == 1;
   const Four s = stored.ViewStrides(broadcast);
   return {.data = stored.first(), .dtype = operand.dtype, .strides = {s[0], s[1], s[2], s[3]}};
 }
@@ -54,11 +54,11 @@ TensorView ContiguousView(std::vector<char>& bytes, DType dtype, const Four& ext
 ScoreView DpseView(void* data, const Problem& problem) {
   const PseSpec& pse = problem.pse;
   return {.data = data,
-          .dtype = problem.dtype,
+          .dtype = PseDType(problem),
           .strides = {.batch = pse.batch == 1 ? 0 : problem.q_heads * pse.rows * pse.keys,
                       .head = pse.rows * pse.keys,
                       .row = pse.rows == 1 ? 0 : pse.keys,
-                      .key = 1}};
+                      .key = pse.keys == 1 ? 0 : 1}};
 }
 
 }  // namespace
@@ -66,10 +66,15 @@ ScoreView DpseView(void* data, const Problem& problem) {
 Four QueryExtent(const Problem& p) { return {Batches(p), p.q_heads, p.q_len, p.head_dim}; }
 Four OutExtent(const Problem& p) { return {Batches(p), p.q_heads, p.q_len, p.value_dim}; }
 Four KeyExtent(const Problem& p) { return {Batches(p), p.kv_heads, p.kv_len, p.head_dim}; }
+Four QueryRopeExtent(const Problem& p) { return {Batches(p), p.q_heads, p.q_len, p.rope_dim}; }
+Four KeyRopeExtent(const Problem& p) { return {Batches(p), p.kv_heads, p.kv_len, p.rope_dim}; }
 Four ValueExtent(const Problem& p) { return {Batches(p), p.kv_heads, p.kv_len, p.value_dim}; }
 int64_t StatisticsSize(const Problem& p) { return Batches(p) * p.q_heads * p.q_len * 8; }
 int64_t PseSize(const Problem& p) {
   return p.pse.kind == PseKind::kNone ? 0 : p.pse.batch * p.q_heads * p.pse.rows * p.pse.keys;
+}
+DType PseDType(const Problem& p) {
+  return p.pse.kind == PseKind::kSlopes ? DType::kFloat32 : p.dtype;
 }
 
 Bench::Bench(const Problem& problem, const Operands& operands, const Variant& variant)
@@ -77,6 +82,8 @@ Bench::Bench(const Problem& problem, const Operands& operands, const Variant& va
       query_(StoredInput(operands.query, variant, random_)),
       key_(StoredInput(operands.key, variant, random_)),
       value_(StoredInput(operands.value, variant, random_)),
+      query_rope_(StoredInput(operands.query_rope, variant, random_)),
+      key_rope_(StoredInput(operands.key_rope, variant, random_)),
       dy_(StoredInput(operands.dy, variant, random_)),
       pse_(StoredInput(operands.pse, variant, random_)),
       mask_(StoredInput(operands.mask, variant, random_)),
@@ -85,6 +92,10 @@ Bench::Bench(const Problem& problem, const Operands& operands, const Variant& va
   inputs_.query = query_.ConstView();
   inputs_.key = key_.ConstView();
   inputs_.value = value_.ConstView();
+  if (problem.rope_dim > 0) {
+    inputs_.query_rope = query_rope_.ConstView();
+    inputs_.key_rope = key_rope_.ConstView();
+  }
   inputs_.pse = ScoreViewOf(pse_, operands.pse);
   inputs_.atten_mask = ScoreViewOf(mask_, operands.mask);
   if (problem.has_sink) inputs_.sink = static_cast<const float*>(sink_.data());
@@ -122,9 +133,12 @@ Results RunBackend(const Plan& forward, const Plan& backward, const Operands& op
   const Stored dq = output(QueryExtent(p));
   const Stored dk = output(KeyExtent(p));
   const Stored dv = output(ValueExtent(p));
+  const Stored dq_rope = output(QueryRopeExtent(p));
+  const Stored dk_rope = output(KeyRopeExtent(p));
+  const bool has_ropes = p.rope_dim > 0;
   const bool wants_dpse = variant.wants_dpse && p.pse.kind != PseKind::kNone;
   const bool wants_dsink = variant.wants_dsink && p.has_sink;
-  const Guarded dpse = array(wants_dpse ? PseSize(p) * SizeOf(p.dtype) : 0);
+  const Guarded dpse = array(wants_dpse ? PseSize(p) * SizeOf(PseDType(p)) : 0);
   const Guarded dsink = array(wants_dsink ? p.q_heads * sizeof(float) : 0);
   const TensorView out_view = out.View();
   const Status backward_status =
@@ -137,6 +151,8 @@ Results RunBackend(const Plan& forward, const Plan& backward, const Operands& op
                 .dq = dq.View(),
                 .dk = dk.View(),
                 .dv = dv.View(),
+                .dq_rope = has_ropes ? dq_rope.View() : TensorView{},
+                .dk_rope = has_ropes ? dk_rope.View() : TensorView{},
                 .dpse = wants_dpse ? DpseView(dpse.data(), p) : ScoreView{},
                 .dsink = wants_dsink ? static_cast<float*>(dsink.data()) : nullptr},
                threads);
@@ -148,6 +164,8 @@ Results RunBackend(const Plan& forward, const Plan& backward, const Operands& op
   results.dq = dq.Gather(&intact);
   results.dk = dk.Gather(&intact);
   results.dv = dv.Gather(&intact);
+  results.dq_rope = dq_rope.Gather(&intact);
+  results.dk_rope = dk_rope.Gather(&intact);
   results.dpse = BytesOf(dpse);
   results.dsink = BytesOf(dsink);
   if (!intact) results.trouble = "wrote between the elements of an output";
@@ -182,7 +200,11 @@ Results RunReferenceBackward(const Problem& problem, const Inputs& inputs, Const
   args.dq = ContiguousView(r.dq, problem.dtype, QueryExtent(problem));
   args.dk = ContiguousView(r.dk, problem.dtype, KeyExtent(problem));
   args.dv = ContiguousView(r.dv, problem.dtype, ValueExtent(problem));
-  r.dpse.resize(PseSize(problem) * SizeOf(problem.dtype));
+  if (problem.rope_dim > 0) {
+    args.dq_rope = ContiguousView(r.dq_rope, problem.dtype, QueryRopeExtent(problem));
+    args.dk_rope = ContiguousView(r.dk_rope, problem.dtype, KeyRopeExtent(problem));
+  }
+  r.dpse.resize(PseSize(problem) * SizeOf(PseDType(problem)));
   if (!r.dpse.empty()) args.dpse = DpseView(r.dpse.data(), problem);
   r.dsink.resize(problem.has_sink ? problem.q_heads * sizeof(float) : 0);
   if (problem.has_sink) args.dsink = reinterpret_cast<float*>(r.dsink.data());

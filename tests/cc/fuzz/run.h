@@ -42,7 +42,7 @@ struct Variant {
 
 // The bytes of every output in logical order; empty if there is none.
 struct Results {
-  std::vector<char> out, max, sum, dq, dk, dv, dpse, dsink;
+  std::vector<char> out, max, sum, dq, dk, dv, dq_rope, dk_rope, dpse, dsink;
   // Empty, or what went wrong besides values: a refusal, a byte outside an output that changed.
   std::string trouble;
 };
@@ -57,7 +57,7 @@ class Bench {
 
  private:
   Random random_;
-  Stored query_, key_, value_, dy_, pse_, mask_;
+  Stored query_, key_, value_, query_rope_, key_rope_, dy_, pse_, mask_;
   Guarded sink_, dropout_mask_;
   Inputs inputs_;
 };
@@ -75,7 +75,10 @@ Four OutExtent(const Problem& problem);    // [batch, q_heads, q_len, value_dim]
 Four QueryExtent(const Problem& problem);  // and so on
 Four KeyExtent(const Problem& problem);
 Four ValueExtent(const Problem& problem);
+Four QueryRopeExtent(const Problem& problem);
+Four KeyRopeExtent(const Problem& problem);
 int64_t StatisticsSize(const Problem& problem);  // in floats
 int64_t PseSize(const Problem& problem);         // in elements
+DType PseDType(const Problem& problem);
 
 }  // namespace fusion_attention::fuzz

@@ -18,5 +18,6 @@ struct Accept {
 
 std::vector<Accept> TensorAccepts();
 std::vector<Accept> MaskAccepts();
+std::vector<Accept> InputAccepts();
 
 }  // namespace fusion_attention

@@ -1,4 +1,4 @@
-// Rows that just keep the rules about options, shapes, sequence lengths and optional tensors.
+// Rows that just keep the rules about options, shapes and sequence lengths.
 #include <limits>
 
 #include "tests/cc/problem/accept_rows.h"
@@ -161,71 +161,6 @@ std::vector<Accept> TensorAccepts() {
        [](Call& c) { c.actual_seq_qlen = c.actual_seq_kvlen = Sizes(2048, 7); }, Any},
       {"lengths_empty_in_dense", Dense,
        [](Call& c) { c.actual_seq_qlen = c.actual_seq_kvlen = Sizes{}; }, Any},
-      // Pse
-      {"pse_bnss", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 16, 24}};
-       },
-       [](const Problem& p) { return p.pse.kind == PseKind::kDense && p.pse.batch == 2; }},
-      {"pse_1nss", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 16, 24}};
-       },
-       Any},
-      {"pse_bn1s", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 1, 24}};
-       },
-       [](const Problem& p) { return p.pse.rows == 1 && p.pse.keys == 24; }},
-      {"pse_1n1s", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1, 24}};
-       },
-       Any},
-      {"pse_without_dimensions", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kBool, {}};
-       },
-       [](const Problem& p) { return p.pse.kind == PseKind::kNone; }},
-      {"pse_1024_rows_is_full", Dense,
-       [](Call& c) {
-         SetLengths(c, 1024, 2000);
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 2000}};
-       },
-       [](const Problem& p) { return p.pse.kind == PseKind::kDense; }},
-      {"pse_compressed", Long,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 1024, 1536}};
-       },
-       [](const Problem& p) { return p.pse.kind == PseKind::kCompressed && p.pse.rows == 1024; }},
-      {"pse_compressed_mode_0", Long,
-       [](Call& c) {
-         SetMask(c, 0, {1536, 1536});
-         SetTokens(c, 1536, 0);
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1536}};
-       },
-       Any},
-      {"pse_packed", PackedLong, [](Call&) {},
-       [](const Problem& p) { return p.pse.kind == PseKind::kCompressed && p.pse.keys == 1200; }},
-      {"pse_packed_per_sequence", PackedLong, [](Call& c) { c.pse->shape[0] = 2; },
-       [](const Problem& p) { return p.pse.batch == 2; }},
-      {"pse_packed_unused", PackedLong,
-       [](Call& c) {
-         c.actual_seq_qlen = c.actual_seq_kvlen = Sizes{1200, 1207, 0};
-       },
-       Any},
-      {"pse_packed_mode_0", PackedLong,
-       [](Call& c) {
-         SetMask(c, 0, {1200, 1200});
-         SetTokens(c, kMax, 0);
-       },
-       Any},
-      {"pse_packed_mode_4", PackedLong,
-       [](Call& c) {
-         c.sparse_mode = 4;
-         SetTokens(c, 1200, 0);
-       },
-       Any},
   };
 }
 

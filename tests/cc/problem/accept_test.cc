@@ -22,6 +22,7 @@ std::string NameOf(const testing::TestParamInfo<Accept>& info) { return info.par
 
 INSTANTIATE_TEST_SUITE_P(Tensors, AcceptTest, testing::ValuesIn(TensorAccepts()), NameOf);
 INSTANTIATE_TEST_SUITE_P(Masks, AcceptTest, testing::ValuesIn(MaskAccepts()), NameOf);
+INSTANTIATE_TEST_SUITE_P(Inputs, AcceptTest, testing::ValuesIn(InputAccepts()), NameOf);
 
 }  // namespace
 }  // namespace fusion_attention

@@ -74,6 +74,41 @@ inline Call PackedLong() {
   return call;
 }
 
+// Packed() with ropes of 4 channels; a causal mask of mode 3.
+inline Call Roped() {
+  Call call = Packed();
+  call.sparse_mode = 3;
+  call.atten_mask = TensorSpec{DType::kBool, {2048, 2048}};
+  call.query_rope = TensorSpec{DType::kFloat32, {13, 4, 4}};
+  call.key_rope = TensorSpec{DType::kFloat32, {16, 2, 4}};
+  return call;
+}
+
+// Dense() with Sq = Skv = 16 and one slope per head.
+inline Call Slopes() {
+  Call call = Dense();
+  call.query.shape[2] = call.key.shape[2] = call.value.shape[2] = 16;
+  call.pse = TensorSpec{DType::kFloat32, {4}};
+  call.pse_type = 2;
+  return call;
+}
+
+// Packed sequences of Sq = 3, 5, 4 and Skv = 5, 5, 4, the first cut before its rows (mode 8), with
+// slopes.
+inline Call CutSlopes() {
+  Call call = Packed();
+  call.query.shape[0] = 12;
+  call.key.shape[0] = call.value.shape[0] = 14;
+  call.actual_seq_kvlen = {5, 10, 14};
+  call.sparse_mode = 8;
+  call.atten_mask = TensorSpec{DType::kBool, {2048, 2048}};
+  call.pse = TensorSpec{DType::kFloat32, {4}};
+  call.pse_type = 3;
+  call.q_start_idx = {2};
+  call.kv_start_idx = {0};
+  return call;
+}
+
 // Dense() with the tensors that its gradient takes.
 inline Call Gradient() {
   Call call = Dense();

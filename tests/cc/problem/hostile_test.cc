@@ -83,7 +83,7 @@ class Chaos {
                                    std::numeric_limits<double>::quiet_NaN(),
                                    std::numeric_limits<double>::infinity()};
     TensorSpec* tensors[] = {&call.query, &call.key, &call.value};
-    switch (Below(22)) {
+    switch (Below(27)) {
       case 0:
         *tensors[Below(3)] = Tensor();
         break;
@@ -150,6 +150,21 @@ class Chaos {
       case 21:
         call.dropout_mask = Tensor();
         break;
+      case 22:
+        call.query_rope = Tensor();
+        break;
+      case 23:
+        call.key_rope = Tensor();
+        break;
+      case 24:
+        call.pse_type = Below(2) == 0 ? Below(4) : Value();
+        break;
+      case 25:
+        call.q_start_idx = List(3);
+        break;
+      case 26:
+        call.kv_start_idx = List(3);
+        break;
     }
     if (call.grad && Below(4) == 0) {
       TensorSpec* gradient[] = {&call.grad->dy, &call.grad->attention_in, &call.grad->softmax_max,
@@ -181,11 +196,13 @@ void Exercise(const Problem& problem) {
       ASSERT_GE(problem.StatisticsIndex(sequence, 0, row), 0);
     }
     ASSERT_GE(problem.MaskedRowSum(sequence), 0.0F);
+    ASSERT_LE(std::abs(problem.StartOffset(sequence)), RowIntervals::kUnbounded);
   }
 }
 
 TEST(HostileTest, AlwaysAnswers) {
-  Call (*const bases[])() = {Dense, Folded, Packed, Long, PackedLong, Gradient};
+  Call (*const bases[])() = {Dense,    Folded, Packed, Long,     PackedLong,
+                             Gradient, Roped,  Slopes, CutSlopes};
   Chaos chaos(3);
   int64_t accepted = 0;
   for (int round = 0; round < 200000; ++round) {
@@ -205,14 +222,15 @@ TEST(HostileTest, AlwaysAnswers) {
 
 // One extreme value in each integer of a valid call, one at a time.
 TEST(HostileTest, ExtremesOneAtATime) {
-  for (Call (*base)() : {Dense, Folded, Packed, Long, PackedLong, Gradient}) {
+  for (Call (*base)() :
+       {Dense, Folded, Packed, Long, PackedLong, Gradient, Roped, Slopes, CutSlopes}) {
     for (const int64_t value :
          {std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max()}) {
       for (int field = 0;; ++field) {
         Call call = base();
         SetMask(call, call.sparse_mode, {2048, 2048});
-        std::vector<int64_t*> fields = {&call.head_num, &call.pre_tockens, &call.next_tockens,
-                                        &call.inner_precise, &call.sparse_mode};
+        std::vector<int64_t*> fields = {&call.head_num,      &call.pre_tockens, &call.next_tockens,
+                                        &call.inner_precise, &call.sparse_mode, &call.pse_type};
         const auto add = [&fields](Sizes& list) {
           for (int64_t& entry : list) fields.push_back(&entry);
         };
@@ -221,6 +239,10 @@ TEST(HostileTest, ExtremesOneAtATime) {
         add(call.value.shape);
         add(call.atten_mask->shape);
         if (call.pse) add(call.pse->shape);
+        if (call.query_rope) add(call.query_rope->shape);
+        if (call.key_rope) add(call.key_rope->shape);
+        if (call.q_start_idx) add(*call.q_start_idx);
+        if (call.kv_start_idx) add(*call.kv_start_idx);
         if (call.actual_seq_qlen) add(*call.actual_seq_qlen);
         if (call.actual_seq_kvlen) add(*call.actual_seq_kvlen);
         if (call.grad) add(call.grad->dy.shape);

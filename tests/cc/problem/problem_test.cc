@@ -134,6 +134,28 @@ TEST(CompressedPseTest, PackedShorterAndLonger) {
   ExpectSameDiagonal(*problem);
 }
 
+TEST(StartOffsetTest, CountsForEverySequence) {
+  Call call = Packed();
+  call.pse = TensorSpec{DType::kFloat32, {4}};
+  call.pse_type = 2;
+  call.q_start_idx = {10};
+  call.kv_start_idx = {13};
+  const StatusOr<Problem> problem = Validate(call);
+  ASSERT_TRUE(problem.ok()) << problem.status().message();
+  for (int64_t n = 0; n < 3; ++n) EXPECT_EQ(problem->StartOffset(problem->SequenceAt(n)), 3);
+}
+
+TEST(StartOffsetTest, IsThatOfTheCutSequenceInMode8) {
+  Call call = CutSlopes();
+  StatusOr<Problem> problem = Validate(call);
+  ASSERT_TRUE(problem.ok()) << problem.status().message();
+  EXPECT_EQ(problem->StartOffset(problem->SequenceAt(0)), -2);
+  for (int64_t n = 1; n < 3; ++n) EXPECT_EQ(problem->StartOffset(problem->SequenceAt(n)), 0);
+  call.atten_mask.reset();  // the mode is then ignored
+  problem = Validate(call);
+  EXPECT_EQ(problem->StartOffset(problem->SequenceAt(2)), -2);
+}
+
 // Every layout enumerates its buffer exactly once, with channels of one head side by side.
 TEST(StridesTest, EachElementOnce) {
   const int64_t batch = 2, heads = 3, tokens = 5, dim = 4;

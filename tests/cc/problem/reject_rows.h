@@ -21,6 +21,7 @@ struct Reject {
 // In the order of the stages of Validate().
 std::vector<Reject> OptionAndTensorRejects();
 std::vector<Reject> MaskRejects();
+std::vector<Reject> PseRejects();
 std::vector<Reject> InputRejects();
 
 }  // namespace fusion_attention

@@ -1,4 +1,5 @@
-// Rows for the rules of validate_inputs.cc: pse, sink, dropout_mask and the gradient entry.
+// Rows for the rules of validate_inputs.cc and validate_ropes.cc: sink, dropout_mask, ropes and the
+// gradient entry.
 #include <limits>
 
 #include "tests/cc/problem/reject_rows.h"
@@ -13,119 +14,6 @@ constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
 
 std::vector<Reject> InputRejects() {
   return {
-      // Pse
-      {"pse_mode_7", Packed,
-       [](Call& c) {
-         c.sparse_mode = 7;
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 6}};
-       },
-       "pse to be None in sparse_mode 7 and 8"},
-      {"pse_mode_8", PackedLong, [](Call& c) { c.sparse_mode = 8; },
-       "pse to be None in sparse_mode 7 and 8"},
-      {"pse_empty_sequence", PackedLong,
-       [](Call& c) {
-         c.actual_seq_qlen = c.actual_seq_kvlen = Sizes{1200, 1200, 1207};
-       },
-       "pse to be None when a sequence of layout TND is empty, but got pse.shape=[1, 4, 1024, "
-       "1200] "
-       "(Sq=0, Skv=0, sequence=1)"},
-      {"pse_rank_2", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4}};
-       },
-       "pse to have 4 dimensions that start with [1, N] or [B, N]"},
-      {"pse_batch", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {3, 4, 16, 24}};
-       },
-       "pse to have 4 dimensions that start with [1, N] or [B, N], but got pse.shape=[3, 4, 16, "
-       "24] "
-       "(B=2, N=4)"},
-      {"pse_heads", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 1, 16, 24}};
-       },
-       "pse to have 4 dimensions that start with [1, N] or [B, N]"},
-      {"pse_rows", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 15, 24}};
-       },
-       "pse to end with [Sq, Skv], [1, Skv], or [1024, Skv] when Sq > 1024, but got "
-       "pse.shape=[2, 4, 15, 24] (Sq=16, Skv=24)"},
-      {"pse_keys", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 16, 1}};
-       },
-       "pse to end with [Sq, Skv], [1, Skv], or [1024, Skv] when Sq > 1024"},
-      {"pse_compressed_short", Dense,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 1024, 24}};
-       },
-       "pse to end with [Sq, Skv], [1, Skv], or [1024, Skv] when Sq > 1024"},
-      {"pse_compressed_not_square", Long,
-       [](Call& c) {
-         SetLengths(c, 1536, 2000);
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 2000}};
-       },
-       "pse of 1024 rows to come with Sq == Skv, but got pse.shape=[1, 4, 1024, 2000] (Sq=1536, "
-       "Skv=2000"},
-      {"pse_compressed_without_mask", Long,
-       [](Call& c) {
-         c.atten_mask.reset();
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1536}};
-       },
-       "pse of 1024 rows to come with a causal atten_mask, but got atten_mask=None"},
-      {"pse_compressed_mode_1", Long,
-       [](Call& c) {
-         SetMask(c, 1, {1536, 1536});
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1536}};
-       },
-       "pse of 1024 rows to come with a causal atten_mask, but got sparse_mode=1"},
-      {"pse_compressed_mode_0_band", Long,
-       [](Call& c) {
-         SetMask(c, 0, {1536, 1536});
-         SetTokens(c, 1535, 0);
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1536}};
-       },
-       "pse of 1024 rows to come with a causal atten_mask, but got sparse_mode=0 "
-       "(pre_tockens=1535"},
-      {"pse_compressed_mode_0_next", Long,
-       [](Call& c) {
-         SetMask(c, 0, {1536, 1536});
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1536}};
-       },
-       "pse of 1024 rows to come with a causal atten_mask"},
-      {"pse_packed_full", PackedLong,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 1200, 1200}};
-       },
-       "pse to end with [1024, max Skv] in layout TND, but got pse.shape=[2, 4, 1200, 1200] (max "
-       "Skv=1200)"},
-      {"pse_packed_row", PackedLong,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {2, 4, 1, 1200}};
-       },
-       "pse to end with [1024, max Skv] in layout TND"},
-      {"pse_packed_keys", PackedLong,
-       [](Call& c) {
-         c.pse = TensorSpec{DType::kFloat32, {1, 4, 1024, 1207}};
-       },
-       "pse to end with [1024, max Skv] in layout TND"},
-      {"pse_packed_not_square", PackedLong,
-       [](Call& c) {
-         SetEnds(c, {1200, 1206}, {1200, 1207});
-       },
-       "pse of 1024 rows to come with Sq == Skv, but got pse.shape=[1, 4, 1024, 1200] (Sq=6, "
-       "Skv=7, "
-       "sequence=1)"},
-      {"pse_packed_without_mask", PackedLong, [](Call& c) { c.atten_mask.reset(); },
-       "pse of 1024 rows to come with a causal atten_mask, but got atten_mask=None"},
-      {"pse_packed_mode_0", PackedLong,
-       [](Call& c) {
-         SetMask(c, 0, {1200, 1200});
-         SetTokens(c, 1199, 0);
-       },
-       "pse of 1024 rows to come with a causal atten_mask"},
       // Sink and dropout mask
       {"sink_dtype", Dense,
        [](Call& c) {
@@ -163,6 +51,69 @@ std::vector<Reject> InputRejects() {
          c.dropout_mask = TensorSpec{DType::kUInt8, {-1, kMin}};
        },
        "dropout_mask to have at least ceil(numels / 8) elements"},
+      // Ropes
+      {"key_rope_missing", Roped, [](Call& c) { c.key_rope.reset(); },
+       "key_rope to be given together with the other rope, but got key_rope=None"},
+      {"query_rope_missing", Roped, [](Call& c) { c.query_rope->shape.clear(); },
+       "query_rope to be given together with the other rope, but got query_rope=None"},
+      {"rope_dense", Dense,
+       [](Call& c) {
+         c.query_rope = TensorSpec{DType::kFloat32, {2, 4, 16, 4}};
+         c.key_rope = TensorSpec{DType::kFloat32, {2, 2, 24, 4}};
+       },
+       "query_rope to be None in layouts other than TND, but got query_rope.shape=[2, 4, 16, 4] "
+       "(input_layout='BNSD')"},
+      {"query_rope_dtype", Roped, [](Call& c) { c.query_rope->dtype = DType::kBFloat16; },
+       "query_rope to have the dtype of query, but got query_rope.dtype=bfloat16"},
+      {"key_rope_dtype", Roped, [](Call& c) { c.key_rope->dtype = DType::kBool; },
+       "key_rope to have the dtype of query, but got key_rope.dtype=bool"},
+      {"query_rope_rank", Roped,
+       [](Call& c) {
+         c.query_rope->shape = {13, 16};
+       },
+       "query_rope to have T and N of query, but got query_rope.shape=[13, 16]"},
+      {"query_rope_tokens", Roped, [](Call& c) { c.query_rope->shape[0] = 12; },
+       "query_rope to have T and N of query"},
+      {"query_rope_heads", Roped, [](Call& c) { c.query_rope->shape[1] = kMax; },
+       "query_rope to have T and N of query"},
+      {"key_rope_tokens", Roped, [](Call& c) { c.key_rope->shape[0] = 13; },
+       "key_rope to have T and N of key, but got key_rope.shape=[13, 2, 4] (key.shape=[16, 2, 8])"},
+      {"key_rope_heads", Roped, [](Call& c) { c.key_rope->shape[1] = 4; },
+       "key_rope to have T and N of key"},
+      {"key_rope_rank", Roped, [](Call& c) { c.key_rope->shape.push_back(1); },
+       "key_rope to have T and N of key"},
+      {"query_rope_without_channels", Roped, [](Call& c) { c.query_rope->shape[2] = 0; },
+       "query_rope to have D in [1, D of query], but got query_rope.shape=[13, 4, 0]"},
+      {"query_rope_wide", Roped, [](Call& c) { c.query_rope->shape[2] = 9; },
+       "query_rope to have D in [1, D of query]"},
+      {"query_rope_extreme", Roped, [](Call& c) { c.query_rope->shape[2] = kMin; },
+       "query_rope to have D in [1, D of query]"},
+      {"key_rope_channels", Roped, [](Call& c) { c.key_rope->shape[2] = 3; },
+       "key_rope to have D of query_rope, but got key_rope.shape=[16, 2, 3] "
+       "(query_rope.shape=[13, 4, 4])"},
+      {"rope_without_mask", Roped, [](Call& c) { c.atten_mask.reset(); },
+       "atten_mask to be given with query_rope and key_rope, but got atten_mask=None"},
+      {"rope_mode_6", Roped,
+       [](Call& c) {
+         SetMask(c, 6, {3072, 2048});
+         c.prefix = {4, 5, 6};
+       },
+       "sparse_mode to be other than 6 with query_rope and key_rope, but got sparse_mode=6"},
+      {"rope_pse", Roped,
+       [](Call& c) {
+         c.pse_type = 2;
+         c.pse = TensorSpec{DType::kFloat32, {4}};
+       },
+       "pse to be None with query_rope and key_rope, but got pse.shape=[4]"},
+      {"rope_dropout", Roped, [](Call& c) { c.keep_prob = 0.9; },
+       "keep_prob to be 1 with query_rope and key_rope, but got keep_prob=0.9"},
+      {"rope_dropout_of_all", Roped, [](Call& c) { c.keep_prob = 1e-10; },
+       "keep_prob to be 1 with query_rope and key_rope"},
+      {"rope_dropout_mask", Roped,
+       [](Call& c) {
+         c.dropout_mask = TensorSpec{DType::kUInt8, {1000}};
+       },
+       "dropout_mask to be None with query_rope and key_rope, but got dropout_mask.shape=[1000]"},
       // Gradient
       {"dy_dtype", Gradient, [](Call& c) { c.grad->dy.dtype = DType::kFloat16; },
        "dy to have the dtype of the forward output, but got dy.dtype=float16"},

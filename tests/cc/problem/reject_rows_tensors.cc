@@ -56,6 +56,10 @@ std::vector<Reject> OptionAndTensorRejects() {
        "keep_prob to be in (0, 1], but got keep_prob=1.2"},
       {"keep_prob_nan", Dense, [](Call& c) { c.keep_prob = kNan; },
        "keep_prob to be in (0, 1], but got keep_prob=nan"},
+      {"pse_type_minus_1", Dense, [](Call& c) { c.pse_type = -1; },
+       "pse_type to be in [0, 3], but got pse_type=-1"},
+      {"pse_type_4", Slopes, [](Call& c) { c.pse_type = 4; }, "pse_type to be in [0, 3]"},
+      {"pse_type_max", Dense, [](Call& c) { c.pse_type = kMax; }, "pse_type to be in [0, 3]"},
       {"mode_minus_1", Dense, [](Call& c) { c.sparse_mode = -1; },
        "sparse_mode to be in [0, 6] in layouts other than TND, but got sparse_mode=-1"},
       {"mode_7_dense", Dense, [](Call& c) { c.sparse_mode = 7; },
@@ -83,6 +87,18 @@ std::vector<Reject> OptionAndTensorRejects() {
        "key to have the dtype of query, but got key.dtype=float16 (query.dtype=float32)"},
       {"value_dtype", Dense, [](Call& c) { c.value.dtype = DType::kBFloat16; },
        "value to have the dtype of query, but got value.dtype=bfloat16"},
+      {"slopes_dtype", Slopes,
+       [](Call& c) {
+         c.query.dtype = c.key.dtype = c.value.dtype = c.pse->dtype = DType::kBFloat16;
+       },
+       "pse to have dtype float32 with pse_type 2 and 3, but got pse.dtype=bfloat16 (pse_type=2)"},
+      {"pse_type_0_dtype", Dense,
+       [](Call& c) {
+         c.pse_type = 0;
+         c.query.dtype = c.key.dtype = c.value.dtype = DType::kBFloat16;
+         c.pse = TensorSpec{DType::kFloat32, {2, 4, 16, 24}};
+       },
+       "pse to have the dtype of query, but got pse.dtype=float32"},
       {"pse_dtype", Dense,
        [](Call& c) {
          c.pse = TensorSpec{DType::kFloat64, {2, 4, 16, 24}};

@@ -15,7 +15,7 @@ namespace {
 
 std::vector<Reject> Rejects() {
   std::vector<Reject> rows = OptionAndTensorRejects();
-  for (const auto more : {MaskRejects, InputRejects}) {
+  for (const auto more : {MaskRejects, PseRejects, InputRejects}) {
     for (Reject& row : more()) rows.push_back(std::move(row));
   }
   return rows;
