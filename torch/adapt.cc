@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 namespace fusion_attention::torch_front_end {
@@ -102,6 +103,18 @@ class OutOfMemory : public std::bad_alloc {
   std::shared_ptr<const std::string> message_;  // copying an exception must not throw
 };
 
+// The status of a call in the words of the function that was called: _v2 spells two parameters
+// pre_tokens and next_tokens.
+Status AsNamedBy(int64_t version, const Status& status) {
+  if (version != 2) return status;
+  constexpr std::string_view kOld = "_tockens";
+  std::string text = status.message();
+  for (size_t at = text.find(kOld); at != std::string::npos; at = text.find(kOld, at)) {
+    text.replace(at, kOld.size(), "_tokens");
+  }
+  return Status(status.code(), text);
+}
+
 }  // namespace
 
 Arguments Stack::TakeArguments() {
@@ -114,7 +127,8 @@ Arguments Stack::TakeArguments() {
                    Take<double>(),         Take<int64_t>(),        Take<int64_t>(),
                    Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>(),
                    Take<OptionalInts>(),   Take<int64_t>(),        Take<std::string>(),
-                   Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>()};
+                   Take<int64_t>(),        Take<OptionalInts>(),   Take<OptionalInts>(),
+                   Take<int64_t>()};
 }
 
 GradTensors Stack::TakeGradTensors() {
@@ -168,7 +182,7 @@ Plan PlanFor(const Arguments& arguments, const GradTensors* grad) {
   Call call = ToCall(arguments);
   if (grad != nullptr) call.grad = ToGradCall(*grad);
   StatusOr<Plan> plan = Plan::Create(call);
-  if (!plan.ok()) Raise(plan.status());
+  if (!plan.ok()) Raise(AsNamedBy(arguments.version, plan.status()));
   return plan.TakeValue();
 }
 

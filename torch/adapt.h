@@ -35,6 +35,7 @@ struct Arguments {
   std::string softmax_layout;
   int64_t pse_type;
   OptionalInts q_start_idx, kv_start_idx;
+  int64_t version;  // of the public function: 1, 2 or 3
 };
 
 // The gradient's tensors; a call without them may be asked about too.
@@ -100,6 +101,9 @@ std::vector<int64_t> ShapeOf(const Tensor& tensor);
 // NotImplementedError and torch.OutOfMemoryError. The stable ABI has no exception types of its own;
 // these are the ones that PyTorch's bindings tell apart.
 [[noreturn]] void Raise(const Status& status);
+// The same for a call that breaks a rule: the text names the parameters as the called function
+// does.
+[[noreturn]] void Raise(const Status& status, const Arguments& arguments);
 inline void RaiseUnlessOk(const Status& status) {
   if (!status.ok()) Raise(status);
 }

@@ -7,13 +7,14 @@
 #include "torch/operators.h"
 
 // As struct Arguments takes them off the stack.
-#define FUSION_ATTENTION_ARGUMENTS                                                      \
-  "Tensor query, Tensor key, Tensor value, Tensor? pse, Tensor? padding_mask, "         \
-  "Tensor? atten_mask, Tensor? sink, Tensor? dropout_mask, Tensor? query_rope, "        \
-  "Tensor? key_rope, Tensor? qlen_tensor, Tensor? kvlen_tensor, int head_num, "         \
-  "str input_layout, float scale, float keep_prob, int pre_tockens, int next_tockens, " \
-  "int inner_precise, int[]? prefix, int[]? actual_seq_qlen, int[]? actual_seq_kvlen, " \
-  "int sparse_mode, str softmax_layout, int pse_type, int[]? q_start_idx, int[]? kv_start_idx"
+#define FUSION_ATTENTION_ARGUMENTS                                                               \
+  "Tensor query, Tensor key, Tensor value, Tensor? pse, Tensor? padding_mask, "                  \
+  "Tensor? atten_mask, Tensor? sink, Tensor? dropout_mask, Tensor? query_rope, "                 \
+  "Tensor? key_rope, Tensor? qlen_tensor, Tensor? kvlen_tensor, int head_num, "                  \
+  "str input_layout, float scale, float keep_prob, int pre_tockens, int next_tockens, "          \
+  "int inner_precise, int[]? prefix, int[]? actual_seq_qlen, int[]? actual_seq_kvlen, "          \
+  "int sparse_mode, str softmax_layout, int pse_type, int[]? q_start_idx, int[]? kv_start_idx, " \
+  "int version"
 
 #define FUSION_ATTENTION_CHECKED \
   FUSION_ATTENTION_ARGUMENTS     \

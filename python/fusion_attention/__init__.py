@@ -12,13 +12,24 @@ from typing import Any
 
 from fusion_attention import _fakes as _fakes
 from fusion_attention.api import npu_fusion_attention, npu_fusion_attention_grad
+from fusion_attention.api_ring import npu_ring_attention_update
+from fusion_attention.api_v2 import npu_fusion_attention_grad_v2, npu_fusion_attention_v2
+from fusion_attention.api_v3 import npu_fusion_attention_grad_v3, npu_fusion_attention_v3
 
 __version__ = "0.1.0"
 
 # The features around the operator: public name -> the module that has it, imported when asked for.
 _LAZY: dict[str, str] = {}
 
-__all__ = ["npu_fusion_attention", "npu_fusion_attention_grad"]
+__all__ = [
+    "npu_fusion_attention",
+    "npu_fusion_attention_grad",
+    "npu_fusion_attention_grad_v2",
+    "npu_fusion_attention_grad_v3",
+    "npu_fusion_attention_v2",
+    "npu_fusion_attention_v3",
+    "npu_ring_attention_update",
+]
 
 
 def __getattr__(name: str) -> Any:

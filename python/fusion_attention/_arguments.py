@@ -46,6 +46,7 @@ class Arguments(NamedTuple):
     pse_type: int
     q_start_idx: list[int] | None
     kv_start_idx: list[int] | None
+    version: int  # of the public function, so that errors name the parameters as it does
 
 
 COUNT = len(Arguments._fields)

@@ -8,7 +8,7 @@ mask. It travels as two 0-dim int64 tensors, which a compiled graph can carry.
 import torch
 from torch import Tensor
 
-from fusion_attention._arguments import integer
+from fusion_attention._arguments import fail, integer
 
 _library = torch.library.Library("fusion_attention", "FRAGMENT")
 # `after` only orders the draw behind the check that returned it: a rejected call must draw nothing.
@@ -41,8 +41,16 @@ def _draw_shapes(after: Tensor, distinct: Tensor) -> tuple[Tensor, Tensor]:
     return after.new_empty((), dtype=torch.int64), after.new_empty((), dtype=torch.int64)
 
 
-def as_word(name: str, value: int) -> Tensor:
+def as_word(name: str, value: int | Tensor | None) -> Tensor:
     """Returns a 64-bit value, signed or unsigned, as a 0-dim int64 tensor of the same bits."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype != torch.int64:
+            got = f"a {value.dtype} tensor of {list(value.shape)}"
+            raise fail(name, "to be one int64 when it is a tensor", got)
+        return value.reshape(()).to("cpu")
+    if value is None:
+        hint = "The gradient needs the pair that the forward call returned."
+        raise fail(name, "to be given when keep_prob < 1", f"{name}=None", hint)
     if not torch.compiler.is_compiling():  # a traced value has no size to look at
         value = integer(name, value - 2**64 if 2**63 <= value < 2**64 else value)
     return torch.full((), value, dtype=torch.int64)

@@ -1,16 +1,12 @@
-"""The public functions: the vendor's signatures, and what the user's manual says about them.
+"""npu_fusion_attention and its gradient: the vendor's signatures, and what the user's manual says.
 
-They put arguments in order, decide where dropout's random bits come from, and call the
-differentiable operator. All rules are checked by the compiled library (docs/errors.md), all
-mathematics is done there (docs/numerics.md).
+What they share with the other functions of the family is in _entry.py.
 """
 
-import torch
 from torch import Tensor
 
-from fusion_attention import _arguments as arg
-from fusion_attention import _autograd, _library, _random, _vendor
-from fusion_attention._arguments import Arguments, Integers
+from fusion_attention import _entry, _vendor
+from fusion_attention._arguments import Integers
 from fusion_attention._observers import observed
 
 _UNLIMITED = 2147483647
@@ -121,35 +117,11 @@ def npu_fusion_attention(
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)
-    arg.check_tensors(arg.TENSOR_NAMES, tensors)
-    if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        tensors = _autocast(tensors)
-    arguments = _arguments(
+    given = _entry.arguments(
         tensors, head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise,
         prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
-    seed_word = offset_word = None
-    if _random.draws(arguments.keep_prob, dropout_mask):
-        if seed != 0:
-            seed_word = _random.as_word("seed", seed)
-            offset_word = _random.as_word("offset", offset)
-        else:
-            checked = _library.check(*arguments, None, None, None, None, None)
-            seed_word, offset_word = _random.draw(checked)
-            # A meta tensor has a shape only.
-            seed, offset = (0, 0) if query.is_meta else (seed_word.item(), offset_word.item())
-    else:
-        seed = offset = 0
-    out, softmax_max, softmax_sum = _autograd.attention(arguments, seed_word, offset_word)
-    return (
-        out,
-        softmax_max,
-        softmax_sum,
-        out.new_empty(0),
-        seed,
-        offset,
-        arg.dropout_numels(arguments),
-    )
+    return _entry.forward(given, seed, offset)
 
 
 @observed
@@ -249,93 +221,10 @@ def npu_fusion_attention_grad(
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_grad", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)
-    arg.check_tensors(arg.TENSOR_NAMES, tensors)
-    results = (dy, softmax_max, softmax_sum, attention_in)
-    for name, result in zip(
-        ("dy", "softmax_max", "softmax_sum", "attention_in"), results, strict=True
-    ):
-        if result is None:
-            raise arg.fail(
-                name,
-                "to be given",
-                f"{name}=None",
-                "The gradient needs the forward call's results.",
-            )
-        arg.check_tensors(("query", name), (query, result))
-    arguments = _arguments(
+    given = _entry.arguments(
         tensors, head_num, input_layout, scale_value, keep_prob, pre_tockens, next_tockens,
-        inner_precise,
-        prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
+        inner_precise, prefix, actual_seq_qlen, actual_seq_kvlen, sparse_mode, softmax_layout,
     )  # fmt: skip
-    seed_word = offset_word = None
-    if _random.draws(arguments.keep_prob, dropout_mask):
-        seed_word = _random.as_word("seed", seed)
-        offset_word = _random.as_word("offset", offset)
-    # In a graph of dynamic shapes numels is a symbol; handing it over would fix the shapes.
-    numels = 0 if torch.compiler.is_compiling() else arg.integer("numels", numels)
-    dq, dk, dv, dpse, dsink, *_ = _autograd.gradient(
-        arguments,
-        (
-            *results,
-            numels,
-            seed_word,
-            offset_word,
-            pse is not None,
-            sink is not None,
-        ),
-    )
-    return dq, dk, dv, dpse if pse is not None else None, dsink if sink is not None else None
-
-
-def _arguments(
-    tensors: tuple[Tensor | None, ...],
-    head_num: int,
-    input_layout: str,
-    scale: float,
-    keep_prob: float,
-    pre_tockens: int,
-    next_tockens: int,
-    inner_precise: int,
-    prefix: Integers,
-    actual_seq_qlen: Integers,
-    actual_seq_kvlen: Integers,
-    sparse_mode: int,
-    softmax_layout: str,
-) -> Arguments:
-    """Returns everything in the order and the types of the operators' schemas."""
-    qlen_tensor = arg.unread_integers("actual_seq_qlen", actual_seq_qlen)
-    kvlen_tensor = arg.unread_integers("actual_seq_kvlen", actual_seq_kvlen)
-    return Arguments(
-        *tensors,
-        qlen_tensor,
-        kvlen_tensor,
-        arg.integer("head_num", head_num),
-        arg.string("input_layout", input_layout),
-        arg.number("scale", scale),
-        arg.number("keep_prob", keep_prob),
-        arg.integer("pre_tockens", pre_tockens),
-        arg.integer("next_tockens", next_tockens),
-        arg.integer("inner_precise", inner_precise),
-        arg.integers("prefix", prefix),
-        None if qlen_tensor is not None else arg.integers("actual_seq_qlen", actual_seq_qlen),
-        None if kvlen_tensor is not None else arg.integers("actual_seq_kvlen", actual_seq_kvlen),
-        arg.integer("sparse_mode", sparse_mode),
-        arg.string("softmax_layout", softmax_layout),
-        pse_type=1,
-        q_start_idx=None,
-        kv_start_idx=None,
-    )
-
-
-def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Casts query, key, value and pse as scaled_dot_product_attention's are: not float64."""
-    dtype = torch.get_autocast_dtype("cpu")
-    return tuple(
-        tensor.to(dtype)
-        if index < 4
-        and tensor is not None
-        and tensor.is_floating_point()
-        and tensor.dtype != torch.float64
-        else tensor
-        for index, tensor in enumerate(tensors)
-    )
+    results = (dy, softmax_max, softmax_sum, attention_in)
+    gradients = _entry.gradient(given, results, numels, seed, offset)
+    return gradients[:5]

@@ -33,6 +33,7 @@ SETTINGS = {
     "pse_type": 1,
     "q_start_idx": None,
     "kv_start_idx": None,
+    "version": 1,
 }
 LENGTHS = {"actual_seq_qlen": [2, 6, 9], "actual_seq_kvlen": [2, 6, 9]}
 NO_PAIR = {"seed": None, "offset": None}
