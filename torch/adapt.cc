@@ -10,7 +10,6 @@
 #include <utility>
 
 namespace fusion_attention::torch_front_end {
-namespace {
 
 DType DTypeOf(const Tensor& tensor) {
   int32_t code = 0;
@@ -24,6 +23,8 @@ DType DTypeOf(const Tensor& tensor) {
   return DType::kOther;
 }
 
+namespace {
+
 int32_t TorchDTypeOf(DType dtype) {
   switch (dtype) {
     case DType::kFloat16:
@@ -32,6 +33,8 @@ int32_t TorchDTypeOf(DType dtype) {
       return aoti_torch_dtype_bfloat16();
     case DType::kFloat64:
       return aoti_torch_dtype_float64();
+    case DType::kUInt8:
+      return aoti_torch_dtype_uint8();
     default:
       return aoti_torch_dtype_float32();
   }
@@ -87,11 +90,6 @@ std::vector<int64_t> Values(const Tensor& tensor) {
   return {data, data + tensor.numel()};
 }
 
-uint64_t Word(const OptionalTensor& tensor) {
-  if (!tensor) return 0;
-  return static_cast<uint64_t>(*static_cast<const int64_t*>(tensor->const_data_ptr()));
-}
-
 // A std::bad_alloc with a text: reaches Python as MemoryError.
 class OutOfMemory : public std::bad_alloc {
  public:
@@ -116,6 +114,11 @@ Status AsNamedBy(int64_t version, const Status& status) {
 }
 
 }  // namespace
+
+uint64_t Word(const OptionalTensor& tensor) {
+  if (!tensor) return 0;
+  return static_cast<uint64_t>(*static_cast<const int64_t*>(tensor->const_data_ptr()));
+}
 
 Arguments Stack::TakeArguments() {
   // Braces fix the order: members are initialised as they are declared.

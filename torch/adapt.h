@@ -59,6 +59,11 @@ class Stack {
   StableIValue* next_;
 };
 
+DType DTypeOf(const Tensor& tensor);
+
+// Of a 0-dim int64 tensor, the bits; 0 if there is none.
+uint64_t Word(const OptionalTensor& tensor);
+
 Call ToCall(const Arguments& arguments);
 GradCall ToGradCall(const GradTensors& tensors);
 

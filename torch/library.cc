@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
               "Tensor dk_rope)");
   library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");
+  library.def(
+      "dropout_mask(Tensor like, SymInt numels, float drop_prob, Tensor seed, Tensor offset) -> "
+      "Tensor");
   library.def("describe(" FUSION_ATTENTION_CHECKED ") -> (Tensor sequences, str facts)");
   library.def("row_keys(Tensor sequence) -> Tensor");
   library.def("targets() -> str");
@@ -41,6 +44,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
   library.impl("forward", &fusion_attention::torch_front_end::Forward);
   library.impl("backward", &fusion_attention::torch_front_end::Backward);
   library.impl("check", &fusion_attention::torch_front_end::Check);
+  library.impl("dropout_mask", &fusion_attention::torch_front_end::DropoutMask);
 }
 
 // For the package's shape inference and its reports, which call these with meta tensors: the Meta

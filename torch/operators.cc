@@ -1,9 +1,10 @@
-// The three operators: take the arguments, plan, allocate, run.
+// The operators: take the arguments, plan, allocate, run.
 // Nothing is allocated before Plan::Create() has accepted the call.
 #include "torch/operators.h"
 
 #include <utility>
 
+#include "fusion_attention/dropout.h"
 #include "torch/adapt.h"
 #include "torch/threads.h"
 
@@ -100,6 +101,26 @@ void Check(StableIValue* stack, uint64_t, uint64_t) {
   const Plan plan = PlanFor(arguments, grad.dy ? &grad : nullptr);
   if (arguments.query.is_cpu()) Bind(plan.problem(), arguments, std::nullopt, std::nullopt);
   Return(stack, Allocate({0}, DType::kFloat32, arguments.query));
+}
+
+void DropoutMask(StableIValue* stack, uint64_t, uint64_t) {
+  Stack input(stack);
+  const auto like = input.Take<Tensor>();
+  const auto numels = input.Take<int64_t>();
+  const auto drop_prob = input.Take<double>();
+  const auto seed = input.Take<Tensor>();
+  const auto offset = input.Take<Tensor>();
+
+  Tensor mask = Allocate({DropoutMaskBytes(numels)}, DType::kUInt8, like);
+  TorchThreads threads;
+  fusion_attention::DropoutMask({.dtype = DTypeOf(like),
+                                 .drop_prob = drop_prob,
+                                 .seed = Word(seed),
+                                 .offset = Word(offset),
+                                 .numels = numels,
+                                 .bytes = static_cast<uint8_t*>(mask.mutable_data_ptr())},
+                                threads);
+  Return(stack, std::move(mask));
 }
 
 }  // namespace fusion_attention::torch_front_end

@@ -14,5 +14,7 @@ void Backward(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
 // on meta tensors. Returns an empty tensor, so that a graph can order what comes after the checks
 // behind them.
 void Check(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+// The keep bits of a call on tensors of `like`'s dtype, as bytes.
+void DropoutMask(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
 
 }  // namespace fusion_attention::torch_front_end

@@ -12,6 +12,7 @@ from typing import Any
 
 from fusion_attention import _fakes as _fakes
 from fusion_attention.api import npu_fusion_attention, npu_fusion_attention_grad
+from fusion_attention.api_dropout import _npu_dropout_gen_mask as _npu_dropout_gen_mask
 from fusion_attention.api_ring import npu_ring_attention_update
 from fusion_attention.api_v2 import npu_fusion_attention_grad_v2, npu_fusion_attention_v2
 from fusion_attention.api_v3 import npu_fusion_attention_grad_v3, npu_fusion_attention_v3

@@ -63,14 +63,14 @@ def fail(name: str, rule: str, got: str, hint: str = "") -> RuntimeError:
     return RuntimeError(f"{text} {hint}" if hint else text)
 
 
-def integer(name: str, value: Any) -> int:
-    """Returns `value` as an int of 64 bits."""
+def integer(name: str, value: Any, end: int = 2**63) -> int:
+    """Returns `value` as an int of 64 bits, below `end`."""
     if type(value) is not int:
         try:
             value = operator.index(value)
         except TypeError:
             raise fail(name, "to be an integer", f"{name}={value!r:.40}") from None
-    if not -(2**63) <= value < 2**63:
+    if not -(2**63) <= value < end:
         raise fail(name, "to fit into 64 bits", f"{name}={value}")
     return value
 

@@ -89,8 +89,13 @@ def _checked(*inputs: Any) -> Tensor:
     return arguments.query.new_empty(0, dtype=torch.float32)
 
 
+def _dropout_mask(like: Tensor, numels: int, *_: Any) -> Tensor:
+    return like.new_empty((numels + 127) // 128 * 16, dtype=torch.uint8)
+
+
 torch.library.register_fake("fusion_attention::forward", _forward)
 torch.library.register_fake("fusion_attention::backward", _backward)
 torch.library.register_fake("fusion_attention::check", _checked)
-for _name in ("forward", "backward", "check"):
+torch.library.register_fake("fusion_attention::dropout_mask", _dropout_mask)
+for _name in ("forward", "backward", "check", "dropout_mask"):
     torch.library.register_vmap(f"fusion_attention::{_name}", no_vmap)

@@ -52,7 +52,8 @@ def as_word(name: str, value: int | Tensor | None) -> Tensor:
         hint = "The gradient needs the pair that the forward call returned."
         raise fail(name, "to be given when keep_prob < 1", f"{name}=None", hint)
     if not torch.compiler.is_compiling():  # a traced value has no size to look at
-        value = integer(name, value - 2**64 if 2**63 <= value < 2**64 else value)
+        value = integer(name, value, end=2**64)
+        value -= 2**64 if value >= 2**63 else 0
     return torch.full((), value, dtype=torch.int64)
 
 

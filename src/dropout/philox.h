@@ -20,9 +20,8 @@ struct KeepThreshold {
   uint32_t threshold;
 };
 
-// `keep_prob` in (0, 1]. float64 draws as float32 does.
-inline KeepThreshold KeepThresholdOf(DType dtype, double keep_prob) {
-  const float drop_prob = 1.0f - static_cast<float>(keep_prob);
+// The rule that drops with `drop_prob` in [0, 1]. float64 draws as float32 does.
+inline KeepThreshold DropThresholdOf(DType dtype, float drop_prob) {
   int bits = 23;
   double rounded = drop_prob;
   if (dtype == DType::kFloat16) {
@@ -34,6 +33,11 @@ inline KeepThreshold KeepThresholdOf(DType dtype, double keep_prob) {
   }
   return {.low_mask = (uint32_t{1} << bits) - 1,
           .threshold = static_cast<uint32_t>(std::ceil(std::ldexp(rounded, bits)))};
+}
+
+// The same from the operator's argument, in (0, 1].
+inline KeepThreshold KeepThresholdOf(DType dtype, double keep_prob) {
+  return DropThresholdOf(dtype, 1.0f - static_cast<float>(keep_prob));
 }
 
 // What a kept weight is multiplied by, for every dtype: 1 / keep_prob as the device rounds it.

@@ -5,6 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
+
+#include "fusion_attention/dropout.h"
 
 namespace fusion_attention {
 namespace {
@@ -86,6 +89,43 @@ TEST(Keep, KnownMasks) {
   EXPECT_EQ(MaskHex(0x123456789, 0, DType::kBFloat16), "ffefffeffb7dffffffffbffdfffffddf");
   EXPECT_EQ(MaskHex(0x123456789, 0, DType::kFloat32), "fffdffffdebafeffefefdffffffff3fb");
   EXPECT_EQ(MaskHex(0x123456789, 0, DType::kFloat64), MaskHex(0x123456789, 0, DType::kFloat32));
+}
+
+TEST(DropoutMask, EqualsTheDefinitionForAnyNumberOfThreads) {
+  // 0.125 is the same rate for every dtype; a ragged end is filled up to 128 bits.
+  const uint64_t seed = 0xFEDCBA9876543210;
+  const int64_t numels = 40000;
+  for (const DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64}) {
+    const KeepThreshold keep = KeepThresholdOf(dtype, 0.875);
+    for (const int count : {1, 2, 5}) {
+      std::vector<uint8_t> bytes(DropoutMaskBytes(numels) + 1, 0xA5);
+      ThreadPool threads(count);
+      DropoutMask({.dtype = dtype,
+                   .drop_prob = 0.125,
+                   .seed = seed,
+                   .offset = 12,
+                   .numels = numels,
+                   .bytes = bytes.data()},
+                  threads);
+      for (int64_t k = 0; k < DropoutMaskBytes(numels) * 8; ++k) {
+        ASSERT_EQ((bytes[k / 8] >> (k % 8) & 1) == 1, Keep(seed, 12, k, keep)) << k;
+      }
+      EXPECT_EQ(bytes.back(), 0xA5);
+    }
+  }
+}
+
+TEST(DropoutMask, ZeroKeepsAndOneDropsAll) {
+  SerialFor threads;
+  for (const int64_t numels : {0, 1, 128, 129}) {
+    for (const double drop_prob : {0.0, 1.0}) {
+      std::vector<uint8_t> bytes(DropoutMaskBytes(numels), 0xA5);
+      DropoutMask({.drop_prob = drop_prob, .seed = 3, .numels = numels, .bytes = bytes.data()},
+                  threads);
+      EXPECT_EQ(bytes, std::vector<uint8_t>(bytes.size(), drop_prob == 0.0 ? 0xFF : 0));
+      EXPECT_EQ(bytes.size(), numels == 0 ? 0u : numels <= 128 ? 16u : 32u);
+    }
+  }
 }
 
 }  // namespace
