@@ -75,7 +75,7 @@ PYTHON_LAYERS = (
     Layer(
         "tests",
         (PACKAGE, "tools", "examples", "bench"),
-        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich"),
+        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich", "torch_npu"),
     ),
     Layer("examples", (PACKAGE,), ("torch", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),

@@ -26,6 +26,7 @@ PROGRAM = "python -m fusion_attention"
 #: Name of a command -> its module in this folder, in the order in which help lists them.
 COMMANDS = {
     "info": "info",
+    "run": "run",
 }
 
 

@@ -1,0 +1,92 @@
+"""Stands in for the vendor's torch_npu on machines that have neither the package nor the device.
+
+Importing this module makes `import torch_npu` work, its submodules included: the functions of the
+family, torch.ops.npu.*, torch.npu.*, tensors on "npu" (which live on the CPU), torch_npu.testing
+and torch_npu.contrib.transfer_to_npu. Where the vendor's package is installed nothing is replaced:
+its operators learn to take tensors of the CPU, and this module offers the functions that send each
+call to where its tensors are.
+
+>>> import fusion_attention.torch_npu
+>>> import torch, torch_npu
+>>> query = torch.randn(1, 4, 128, 64, device="npu")
+>>> torch_npu.npu_fusion_attention(query, query, query, 4, "BNSD")[0].shape
+torch.Size([1, 4, 128, 64])
+"""
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+import fusion_attention
+from fusion_attention._errors import FeatureError
+from fusion_attention.torch_npu import _family, _import
+from fusion_attention.torch_npu._absent import absent
+
+#: Programs read the release of PyTorch from it, as from the vendor's.
+__version__ = (
+    f"{torch.__version__.partition('+')[0]}+fusion.attention.{fusion_attention.__version__}"
+)
+
+install_for_children = _import.install_for_children
+
+_SUBMODULES = ("contrib", "npu", "testing")
+_vendor = _import.vendor_is_installed()
+_library: torch.library.Library | None = None
+
+
+def install(compat: str | None = None) -> None:
+    """Makes `import torch_npu` work in this process, with the functions of a release.
+
+    Importing this module calls it; call it again to choose another release.
+
+    Args:
+        compat: A release of the vendor's package, "7.1", "7.2" or "7.3", whose functions know fewer
+            parameters and whose gradients return fewer results; "newest" for all. None takes the
+            environment variable FUSION_ATTENTION_COMPAT, or "newest".
+
+    Raises:
+        FeatureError: There is no such release, or the vendor's package is installed.
+
+    Example:
+        >>> import fusion_attention.torch_npu
+        >>> fusion_attention.torch_npu.install(compat="newest")
+    """
+    global _library
+    profile = compat or os.environ.get("FUSION_ATTENTION_COMPAT") or _family.NEWEST
+    if profile not in _family.PROFILES:
+        raise FeatureError(
+            f"there is no release {profile!r} of torch_npu to be compatible with. "
+            f"Choose one of {', '.join(_family.PROFILES)}."
+        )
+    if _vendor:
+        if profile != _family.NEWEST:
+            raise FeatureError(
+                f"the release {profile!r} was asked for, but the vendor's torch_npu is installed "
+                "and has a release of its own. Leave out compat and FUSION_ATTENTION_COMPAT."
+            )
+        if _library is None:
+            _library = _family.add_to_vendor(importlib.import_module("torch_npu"))
+    else:
+        if _library is None:
+            from fusion_attention.torch_npu import _device, npu
+
+            _device.install(npu)
+            _import.install()
+        else:
+            _library._destroy()
+        _library = _family.define_operators(profile)
+    for name in _family.NAMES:
+        globals()[name] = _family.function(name, profile)
+
+
+def __getattr__(name: str) -> Any:
+    if _vendor:
+        return getattr(importlib.import_module("torch_npu"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise absent("torch_npu", name, (*_family.NAMES, *_SUBMODULES))
+
+
+install()

@@ -1,0 +1,1 @@
+"""torch_npu.contrib: of the vendor's extras, the one that makes programs for CUDA run."""

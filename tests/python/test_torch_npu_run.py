@@ -1,0 +1,102 @@
+"""`python -m fusion_attention run`: programs that import torch_npu run as Python would run them."""
+
+from pathlib import Path
+
+from programs import start
+
+PAGE_EXAMPLE = Path(__file__).parent / "data" / "api_page_example.py"
+ECHO = """
+import sys, torch_npu
+print(__name__, sys.argv[1:], sys.path[0], __file__)
+"""
+
+
+def test_the_api_pages_example_runs_unmodified() -> None:
+    done = start("-m", "fusion_attention", "run", PAGE_EXAMPLE)
+    assert done.returncode == 0, done.stderr
+    assert "Ran 1 test" in done.stderr
+    assert done.stderr.rstrip().endswith("OK")
+
+
+def test_the_api_pages_example_runs_under_pytest(tmp_path: Path) -> None:
+    test = tmp_path / "test_page.py"
+    test.write_text(PAGE_EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    plugin = ("-p", "fusion_attention.pytest_plugin", "-p", "no:cacheprovider")
+    done = start("-m", "pytest", "-q", *plugin, test, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+def test_a_file_runs_as_main_with_its_own_arguments(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ECHO, encoding="utf-8")
+    done = start("-m", "fusion_attention", "run", program, "--lr", "1", "-m", "--compat")
+    expected = f"__main__ ['--lr', '1', '-m', '--compat'] {tmp_path} {program}\n"
+    assert done.stdout == expected, done.stderr
+
+
+def test_a_module_runs_as_main_with_the_working_folder_on_its_path(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "tool.py").write_text(ECHO, encoding="utf-8")
+    done = start("-m", "fusion_attention", "run", "-m", "package.tool", "--lr", "1", cwd=tmp_path)
+    expected = f"__main__ ['--lr', '1'] {tmp_path} {package / 'tool.py'}\n"
+    assert done.stdout == expected, done.stderr
+
+
+def test_the_exit_status_is_the_programs(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys, torch_npu; sys.exit(7)", encoding="utf-8")
+    assert start("-m", "fusion_attention", "run", program).returncode == 7
+
+
+def test_a_traceback_begins_with_the_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("def f():\n    raise ValueError('why')\nf()\n", encoding="utf-8")
+    done = start("-m", "fusion_attention", "run", program)
+    assert done.returncode == 1
+    expected = start(program)
+    assert done.stderr == expected.stderr
+    assert done.stderr.rstrip().endswith("ValueError: why")
+
+
+def test_a_program_that_does_not_exist_is_named() -> None:
+    done = start("-m", "fusion_attention", "run", "no_such_program.py")
+    assert done.returncode == 1
+    assert "no_such_program.py" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = start("-m", "fusion_attention", "run", "-m", "no.such.module")
+    assert done.returncode == 1
+    assert "No module named 'no'" in done.stderr
+
+
+def test_processes_that_the_program_starts_import_the_stand_in_too(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, os, subprocess, sys, torch_npu\n"
+        "def work(queue):\n"
+        "    queue.put(torch_npu.__version__)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    queue = context.Queue()\n"
+        "    process = context.Process(target=work, args=(queue,))\n"
+        "    process.start()\n"
+        "    print(queue.get(timeout=100))\n"
+        "    process.join()\n"
+        "    code = 'import torch_npu; print(torch_npu.__version__)'\n"
+        "    subprocess.run([sys.executable, '-c', code], check=True)\n",
+        encoding="utf-8",
+    )
+    done = start("-m", "fusion_attention", "run", program)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("+fusion.attention.") == 2
+
+
+def test_an_unknown_release_is_refused_in_one_line(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.touch()
+    done = start("-m", "fusion_attention", "run", "--compat", "6.0", program)
+    assert done.returncode == 1
+    assert "there is no release '6.0'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
