@@ -144,6 +144,12 @@ bool IsWellWorded(const Status& status) {
 
 }  // namespace
 
+bool Declines(uint64_t seed, const std::string& backend) {
+  const Call call = MakeCall(seed);
+  return Plan::Create(call, {.backend = backend}).status().code() == StatusCode::kUnimplemented &&
+         Plan::Create(call).ok();
+}
+
 std::string CheckCase(uint64_t seed, const std::string& backend) {
   const Call call = MakeCall(seed);
   const StatusOr<Plan> forward = Plan::Create(call, {.backend = backend});
