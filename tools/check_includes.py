@@ -77,7 +77,7 @@ PYTHON_LAYERS = (
         (PACKAGE, "tools", "examples", "bench"),
         ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich", "torch_npu"),
     ),
-    Layer("examples", (PACKAGE,), ("torch", "numpy", "rich", "matplotlib")),
+    Layer("examples", (PACKAGE,), ("torch", "torch_npu", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),
     Layer("tools", (PACKAGE,), ("torch", "numpy", "matplotlib", "PIL")),
 )
