@@ -12,16 +12,9 @@ class Cpu final : public Backend {
  public:
   std::string_view Name() const override { return "cpu"; }
 
-  std::vector<std::string> UnsupportedReasons(const Problem& problem) const override {
-    std::vector<std::string> reasons;
-    if (TargetNames().empty()) {
-      reasons.push_back("this CPU has none of the SIMD targets that this build has");
-    }
-    if (problem.pse.after_scale) {
-      reasons.push_back("it adds pse before scaling only (pse_type 1)");
-    }
-    if (problem.rope_dim > 0) reasons.push_back("it does not read query_rope and key_rope");
-    return reasons;
+  std::vector<std::string> UnsupportedReasons(const Problem&) const override {
+    if (!TargetNames().empty()) return {};
+    return {"this CPU has none of the SIMD targets that this build has"};
   }
 
   // A wrong FUSION_ATTENTION_TARGET is no reason to step aside: the call fails and says so, instead

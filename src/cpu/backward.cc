@@ -91,18 +91,19 @@ class BackwardPass {
   // dQ between columns: in the output itself where that has the arithmetic type, else in a private
   // copy.
   void AllocateCarry() {
-    carry_ = args_.dq;
+    carry_ = {args_.dq, args_.dq_rope};
     if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || max_kv_ <= cut_.column_keys) {
       return;
     }
     const Problem& p = job_.problem;
     const bool packed = p.layout == Layout::kTND;
-    const int64_t bytes =
-        (packed ? 1 : p.batch) * p.q_heads * p.q_len * p.head_dim * static_cast<int64_t>(sizeof(T));
-    carry_memory_ = AllocateBuffer(bytes);
-    const int64_t head = p.q_len * p.head_dim;
-    carry_ = {
-        carry_memory_.get(), DType::kFloat32, {packed ? 0 : p.q_heads * head, head, p.head_dim, 1}};
+    const int64_t head = p.q_len * p.score_dim();
+    carry_memory_ =
+        AllocateBuffer((packed ? 1 : p.batch) * p.q_heads * head * static_cast<int64_t>(sizeof(T)));
+    T* own = reinterpret_cast<T*>(carry_memory_.get());
+    T* rope = p.rope_dim > 0 ? own + p.head_dim : nullptr;
+    const Strides strides{packed ? 0 : p.q_heads * head, head, p.score_dim(), 1};
+    carry_ = {{own, DType::kFloat32, strides}, {rope, DType::kFloat32, strides}};
   }
 
   int64_t ColumnsOf(const Sequence& s) const {
@@ -134,8 +135,8 @@ class BackwardPass {
   void StoreColumn(const Sequence& s, int64_t kv_head, Span keys, const T* dk, const T* dv) const {
     const Problem& p = job_.problem;
     const int64_t token = s.kv_begin + keys.begin;
-    job_.k.store(dk, job_.key_ld, keys.size(), p.head_dim, job_.scale,
-                 RowsAt(args_.dk, s.batch, kv_head, token));
+    const RopedView<void> to_key{args_.dk, args_.dk_rope};
+    StoreRoped(job_, dk, keys.size(), job_.scale, RowsAt(to_key, s.batch, kv_head, token));
     job_.k.store(dv, job_.value_ld, keys.size(), p.value_dim, T{1},
                  RowsAt(args_.dv, s.batch, kv_head, token));
   }
@@ -254,7 +255,7 @@ class BackwardPass {
   int64_t grids_ = 0;
   bool by_head_ = true;
   Cut cut_{};
-  TensorView carry_;
+  RopedView<void> carry_;
   Buffer carry_memory_;
 };
 
@@ -269,6 +270,8 @@ void Run(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
     const UsedTokens used = UsedTokensOf(problem);
     ZeroTokens(args.dq, problem.q_heads, used.q, problem.q_len, problem.head_dim);
     ZeroTokens(args.dk, problem.kv_heads, used.kv, problem.kv_len, problem.head_dim);
+    ZeroTokens(args.dq_rope, problem.q_heads, used.q, problem.q_len, problem.rope_dim);
+    ZeroTokens(args.dk_rope, problem.kv_heads, used.kv, problem.kv_len, problem.rope_dim);
     ZeroTokens(args.dv, problem.kv_heads, used.kv, problem.kv_len, problem.value_dim);
   }
 }

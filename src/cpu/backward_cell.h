@@ -13,6 +13,8 @@
 #include "fusion_attention/backward.h"
 #include "src/cpu/dpse.h"
 #include "src/cpu/job.h"
+#include "src/cpu/key_tile.h"
+#include "src/cpu/ropes.h"
 #include "src/cpu/scratch.h"
 
 namespace fusion_attention::cpu {
@@ -29,11 +31,10 @@ struct Cell {
 
 template <typename T>
 struct CellScratch {
-  CellScratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
+  CellScratch(Arena& arena, const Job<T>& job, int64_t blocks)
+      : tile(arena, job), keys(arena, job) {
     const int64_t padded_keys = job.tile_keys + kKeyPadding;
     const int64_t rows = blocks * job.rows;
-    key = arena.Take<T>(padded_keys * job.key_ld);
-    value = arena.Take<T>(padded_keys * job.value_ld);
     p = arena.Take<T>(padded_keys * job.rows);
     ds = arena.Take<T>(padded_keys * job.rows);
     q = arena.Take<T>(rows * job.key_ld);
@@ -49,7 +50,8 @@ struct CellScratch {
     blind = arena.Take<bool>(blocks);
   }
   TileScratch<T> tile;
-  T *key, *value, *p, *ds;    // one tile
+  KeyTile<T> keys;
+  T *p, *ds;                  // one tile of scores
   T *q, *dy, *qt, *dyt, *dq;  // the cell's rows: natural, transposed by block, and the gradient
   T *out, *max, *weight, *delta;
   bool* finite;  // per block: no NaN or infinity in q and dy
@@ -60,7 +62,7 @@ template <typename T>
 class CellPass {
  public:
   // `carry` holds dQ between the cells of a row; the same as args.dq unless that has 16 bits.
-  CellPass(const Job<T>& job, const BackwardArgs& args, const TensorView& carry,
+  CellPass(const Job<T>& job, const BackwardArgs& args, const RopedView<void>& carry,
            const PseGradient<T>& dpse)
       : job_(job), args_(args), carry_(carry), dpse_(dpse) {}
 
@@ -72,7 +74,7 @@ class CellPass {
       seen = {std::max(cell.keys.begin, intervals.Begin(cell.rows.begin)),
               std::min(cell.keys.end, intervals.End(cell.rows.end - 1))};
     }
-    const bool idle = seen.begin >= seen.end || job_.problem.head_dim == 0;
+    const bool idle = seen.begin >= seen.end || !job_.HasScores(cell.sequence);
     if (idle && !cell.first_keys && !cell.last_keys) return;
     LoadGradient(cell, s);
     if (!idle) {
@@ -91,18 +93,23 @@ class CellPass {
     if (cell.first_keys) {
       std::fill_n(s.dq, cell.rows.size() * job_.key_ld, T{0});
     } else {
-      job_.k.pack(RowsAt(AsConst(carry_), cell.sequence.batch, cell.head,
-                         cell.sequence.q_begin + cell.rows.begin),
-                  cell.rows.size(), job_.problem.head_dim, s.dq, job_.key_ld);
+      const RopedView<const void> carry{AsConst(carry_.own), AsConst(carry_.rope)};
+      PackRoped(job_, RowsOf(cell, carry), cell.rows.size(), s.dq);
     }
   }
 
   void StoreGradient(const Cell& cell, CellScratch<T>& s) const {
-    const TensorView& to = cell.last_keys ? args_.dq : carry_;
-    job_.k.store(
-        s.dq, job_.key_ld, cell.rows.size(), job_.problem.head_dim,
-        cell.last_keys ? job_.scale : T{1},
-        RowsAt(to, cell.sequence.batch, cell.head, cell.sequence.q_begin + cell.rows.begin));
+    if (cell.last_keys) {
+      const RopedView<void> dq{args_.dq, args_.dq_rope};
+      StoreRoped(job_, s.dq, cell.rows.size(), job_.scale, RowsOf(cell, dq));
+    } else {
+      StoreRoped(job_, s.dq, cell.rows.size(), T{1}, RowsOf(cell, carry_));
+    }
+  }
+
+  template <typename Void>
+  static RopedRows<Void> RowsOf(const Cell& cell, const RopedView<Void>& view) {
+    return RowsAt(view, cell.sequence.batch, cell.head, cell.sequence.q_begin + cell.rows.begin);
   }
 
   static ConstTensorView AsConst(const TensorView& view) {
@@ -122,12 +129,12 @@ class CellPass {
     const int64_t at = b * job_.rows;
     T* q = s.q + at * job_.key_ld;
     T* dy = s.dy + at * job_.value_ld;
-    const bool finite_q = k.pack(RowsAt(args_.inputs.query, cell.sequence.batch, cell.head, token),
-                                 rows.size(), p.head_dim, q, job_.key_ld);
+    const bool finite_q = PackRoped(
+        job_, RowsAt(Query(args_.inputs), cell.sequence.batch, cell.head, token), rows.size(), q);
     const bool finite_dy = k.pack(RowsAt(args_.dy, cell.sequence.batch, cell.head, token),
                                   rows.size(), p.value_dim, dy, job_.value_ld);
     s.finite[b] = finite_q && finite_dy;
-    k.transpose(q, job_.key_ld, rows.size(), p.head_dim, job_.sign, s.qt + at * job_.key_ld);
+    k.transpose(q, job_.key_ld, rows.size(), p.score_dim(), job_.sign, s.qt + at * job_.key_ld);
     k.transpose(dy, job_.value_ld, rows.size(), p.value_dim, T{1}, s.dyt + at * job_.value_ld);
     k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
            p.value_dim, s.out, job_.value_ld);
@@ -158,50 +165,41 @@ class CellPass {
 
   void RunKeys(const Cell& cell, const RowIntervals& intervals, Span keys, CellScratch<T>& s, T* dk,
                T* dv) const {
-    const Problem& p = job_.problem;
-    const KernelTable<T>& k = job_.k;
-    const int64_t kv_head = job_.KvHead(cell.head);
-    bool packed = false;
-    bool finite_key = true;
+    bool loaded = false;
     for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) {
       const Span rows = RowsOfBlock(cell, b);
       VisibleTile tile = job_.mask.Look(cell.sequence, intervals, cell.head, rows, keys, job_.rows,
                                         s.tile.visible);
       if (tile.keys.size() == 0) continue;
       if (s.blind[b]) HideBlindRows(b, rows.size(), tile, s);
-      if (!packed) {
-        const int64_t token = cell.sequence.kv_begin + keys.begin;
-        finite_key = k.pack(RowsAt(args_.inputs.key, cell.sequence.batch, kv_head, token),
-                            keys.size(), p.head_dim, s.key, job_.key_ld);
-        k.pack(RowsAt(args_.inputs.value, cell.sequence.batch, kv_head, token), keys.size(),
-               p.value_dim, s.value, job_.value_ld);
-        packed = true;
-      }
-      ScoreStage(cell, intervals, rows, b, tile, keys, s);
+      if (!loaded) s.keys.Load(job_, cell.sequence, job_.KvHead(cell.head), keys);
+      loaded = true;
+      ScoreStage(cell, intervals, rows, b, tile, s);
       const int64_t from_cell = tile.keys.begin - cell.keys.begin;
-      GradientStage(rows.size(), b, tile, s.key + (tile.keys.begin - keys.begin) * job_.key_ld,
-                    finite_key, s, dk + from_cell * job_.key_ld, dv + from_cell * job_.value_ld);
+      GradientStage(rows.size(), b, tile, s, dk + from_cell * job_.key_ld,
+                    dv + from_cell * job_.value_ld);
     }
   }
 
   // p = dropped probabilities and ds = gradients of the scaled scores, for one tile.
   void ScoreStage(const Cell& cell, const RowIntervals& intervals, Span rows, int64_t b,
-                  const VisibleTile& tile, Span keys, CellScratch<T>& s) const {
+                  const VisibleTile& tile, CellScratch<T>& s) const {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const int64_t at = b * job_.rows;
     const int64_t count = tile.keys.size();
-    const int64_t skip = tile.keys.begin - keys.begin;
     const int64_t vectors = (rows.size() + k.lanes - 1) / k.lanes;
     const BitWord* visible = tile.partial ? s.tile.visible : nullptr;
-    k.scores(s.qt + at * job_.key_ld, s.key + skip * job_.key_ld, job_.key_ld, count, p.head_dim,
-             vectors, s.p, nullptr);
+    k.scores(s.qt + at * job_.key_ld, s.keys.Keys(tile.keys.begin), job_.key_ld, count,
+             p.score_dim(), vectors, s.p, nullptr);
     if (p.pse.kind != PseKind::kNone) {
-      ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
-      k.add_bias(s.p, s.tile.bias, count, job_.sign, nullptr);
+      const TileBias<T> bias =
+          ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
+      k.add_bias(s.p, bias.values, bias.key_stride, count, job_.score_factor, job_.bias_factor,
+                 nullptr);
     }
     k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
-    k.scores(s.dyt + at * job_.value_ld, s.value + skip * job_.value_ld, job_.value_ld, count,
+    k.scores(s.dyt + at * job_.value_ld, s.keys.Values(tile.keys.begin), job_.value_ld, count,
              p.value_dim, vectors, s.ds, nullptr);
     const BitWord* keep = nullptr;
     if (p.dropout != DropoutKind::kNone) {
@@ -214,13 +212,14 @@ class CellPass {
     }
   }
 
-  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, const T* key,
-                     bool finite_key, CellScratch<T>& s, T* dk, T* dv) const {
+  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, CellScratch<T>& s, T* dk,
+                     T* dv) const {
     const KernelTable<T>& k = job_.k;
     const int64_t at = b * job_.rows;
     const int64_t keys = tile.keys.size();
     const T* q = s.q + at * job_.key_ld;
     const T* dy = s.dy + at * job_.value_ld;
+    const T* key = s.keys.Keys(tile.keys.begin);
     T* dq = s.dq + at * job_.key_ld;
     const int64_t R = job_.rows;
     if (tile.partial && !s.finite[b]) {
@@ -232,7 +231,7 @@ class CellPass {
       k.gradient(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld);
       k.gradient(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld);
     }
-    if (tile.partial && !finite_key) {
+    if (tile.partial && !s.keys.finite_keys()) {
       k.gradient_visible(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld,
                          s.tile.visible);
     } else {
@@ -242,7 +241,7 @@ class CellPass {
 
   const Job<T>& job_;
   const BackwardArgs& args_;
-  TensorView carry_;
+  RopedView<void> carry_;
   const PseGradient<T>& dpse_;
 };
 

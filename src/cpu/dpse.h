@@ -1,6 +1,6 @@
 // The gradient of pse: every score's gradient goes to the stored element that the score read. Where
 // several scores read one element (broadcast axes, compressed ALiBi) they are summed in the
-// arithmetic type and rounded once.
+// arithmetic type and rounded once. Slopes have sums of their own (slope_gradient.h).
 #pragma once
 
 #include <cstring>
@@ -8,6 +8,7 @@
 
 #include "fusion_attention/backward.h"
 #include "src/cpu/scratch.h"
+#include "src/cpu/slope_gradient.h"
 #include "src/cpu/tile_inputs.h"
 
 namespace fusion_attention::cpu {
@@ -15,10 +16,11 @@ namespace fusion_attention::cpu {
 template <typename T>
 class PseGradient {
  public:
-  PseGradient(const Job<T>& job, const ScoreView& dpse) : job_(job), dpse_(dpse) {
+  PseGradient(const Job<T>& job, const ScoreView& dpse)
+      : job_(job), dpse_(dpse), slopes_(job, dpse) {
     const Problem& p = job.problem;
-    if (!wanted()) return;
-    scale_.assign(static_cast<size_t>(job.rows), job.scale);
+    if (!wanted() || slopes_.wanted()) return;
+    factor_.assign(static_cast<size_t>(job.rows), job.bias_after_scale ? T{1} : job.scale);
     numel_ = p.pse.batch * p.q_heads * p.pse.rows * p.pse.keys;
     across_batch_ = p.pse.batch == 1 && p.sequences() > 1;
     sums_ = across_batch_ || p.pse.kind == PseKind::kCompressed || (p.pse.rows == 1 && p.q_len > 1);
@@ -35,11 +37,12 @@ class PseGradient {
   bool across_batch() const { return across_batch_; }
   bool across_rows() const { return wanted() && job_.problem.pse.kind == PseKind::kCompressed; }
 
-  // Adds scale * ds of one tile; ds is [key][row].
+  // Adds ds of one tile, times the scale where that comes after the bias; ds is [key][row].
   void Add(const Sequence& sequence, const RowIntervals& intervals, int64_t head, Span rows,
            Span keys, const T* ds, TileScratch<T>& tile) const {
+    if (slopes_.wanted()) return slopes_.Add(sequence, head, rows, keys, ds, tile);
     const int64_t ld = RoundUp(job_.tile_keys, kRowPadding);
-    job_.k.transpose_back(ds, rows.size(), keys.size(), scale_.data(), tile.bias_rows, ld);
+    job_.k.transpose_back(ds, rows.size(), keys.size(), factor_.data(), tile.bias_rows, ld);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const PseRow row = PseRowAt(job_.problem, dpse_.strides, sequence, intervals, head, r, keys);
       const T* from = tile.bias_rows + (r - rows.begin) * ld;
@@ -55,6 +58,7 @@ class PseGradient {
   }
 
   void Finish() const {
+    if (slopes_.wanted()) slopes_.Finish();
     if (own_ == nullptr) return;
     job_.k.store(reinterpret_cast<const T*>(own_.get()), 0, 1, numel_, T{1},
                  {dpse_.data, dpse_.dtype, 0, 1});
@@ -63,7 +67,8 @@ class PseGradient {
  private:
   const Job<T>& job_;
   ScoreView dpse_;
-  std::vector<T> scale_;  // one factor per row of a block, all the same
+  SlopeGradient<T> slopes_;
+  std::vector<T> factor_;  // one factor per row of a block, all the same
   int64_t numel_ = 0;
   bool sums_ = false;
   bool across_batch_ = false;

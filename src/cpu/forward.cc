@@ -7,7 +7,9 @@
 #include <limits>
 #include <vector>
 
+#include "src/cpu/key_tile.h"
 #include "src/cpu/passes.h"
+#include "src/cpu/ropes.h"
 #include "src/cpu/scratch.h"
 #include "src/cpu/tile_inputs.h"
 #include "src/cpu/work.h"
@@ -24,7 +26,7 @@ struct RowBlock {
   int64_t head;
   Span rows;
   int64_t vectors;  // SIMD vectors in use
-  T* qt;            // [head_dim][block rows], times the sign of scale
+  T* qt;            // [score_dim][block rows], times the sign of scale
   T* out;           // [value_dim][block rows]
   T* m;
   T* l;
@@ -97,11 +99,8 @@ class ForwardPass {
   };
 
   struct Scratch {
-    Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job) {
-      const int64_t padded_keys = job.tile_keys + kKeyPadding;
-      key = arena.Take<T>(padded_keys * job.key_ld);
-      value = arena.Take<T>(padded_keys * job.value_ld);
-      scores = arena.Take<T>(padded_keys * job.rows);
+    Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job), keys(arena, job) {
+      scores = arena.Take<T>((job.tile_keys + kKeyPadding) * job.rows);
       rows = arena.Take<T>(job.rows * std::max(job.key_ld, job.value_ld));
       tile_max = arena.Take<T>(job.rows);
       alpha = arena.Take<T>(job.rows);
@@ -111,7 +110,8 @@ class ForwardPass {
       l = arena.Take<T>(blocks * job.rows);
     }
     TileScratch<T> tile;
-    T *key, *value, *scores, *rows, *tile_max, *alpha, *qt, *out, *m, *l;
+    KeyTile<T> keys;
+    T *scores, *rows, *tile_max, *alpha, *qt, *out, *m, *l;
   };
 
   int64_t Cost(const Piece& piece) const {
@@ -135,9 +135,10 @@ class ForwardPass {
     block.out = scratch.out + index * job_.rows * job_.value_ld;
     block.m = scratch.m + index * job_.rows;
     block.l = scratch.l + index * job_.rows;
-    job_.k.pack(RowsAt(args_.inputs.query, s.batch, block.head, s.q_begin + first),
-                block.rows.size(), p.head_dim, scratch.rows, job_.key_ld);
-    job_.k.transpose(scratch.rows, job_.key_ld, block.rows.size(), p.head_dim, job_.sign, block.qt);
+    PackRoped(job_, RowsAt(Query(args_.inputs), s.batch, block.head, s.q_begin + first),
+              block.rows.size(), scratch.rows);
+    job_.k.transpose(scratch.rows, job_.key_ld, block.rows.size(), p.score_dim(), job_.sign,
+                     block.qt);
     // A sink is a key that every row has seen already, and that has no value.
     const T sink = p.has_sink ? static_cast<T>(args_.inputs.sink[block.head])
                               : -std::numeric_limits<T>::infinity();
@@ -149,51 +150,44 @@ class ForwardPass {
 
   void RunPiece(const Piece& piece, Scratch& scratch) const {
     const Problem& p = job_.problem;
-    const KernelTable<T>& k = job_.k;
     const Sequence s = p.SequenceAt(piece.sequence);
     const RowIntervals intervals = p.IntervalsOf(s);
     RowBlock<T> blocks[kMaxBlocks];
     const int64_t count = std::min(per_piece_, job_.BlocksOf(s) * p.group() - piece.first_block);
     for (int64_t i = 0; i < count; ++i) blocks[i] = StartBlock(s, piece, i, scratch);
-    if (s.kv_len > 0 && p.head_dim > 0) {
+    if (job_.HasScores(s)) {
       const Span seen{intervals.Begin(blocks[0].rows.begin),
                       intervals.End(blocks[count - 1].rows.end - 1)};
       for (int64_t first = seen.begin / job_.tile_keys * job_.tile_keys; first < seen.end;
            first += job_.tile_keys) {
         const Span keys{first, std::min(first + job_.tile_keys, s.kv_len)};
-        bool packed = false;
-        bool finite = true;
+        bool loaded = false;
         for (int64_t i = 0; i < count; ++i) {
           RowBlock<T>& block = blocks[i];
           const VisibleTile tile = job_.mask.Look(s, intervals, block.head, block.rows, keys,
                                                   job_.rows, scratch.tile.visible);
           if (tile.keys.size() == 0) continue;
-          if (!packed) {
-            k.pack(RowsAt(args_.inputs.key, s.batch, piece.kv_head, s.kv_begin + first),
-                   keys.size(), p.head_dim, scratch.key, job_.key_ld);
-            finite = k.pack(RowsAt(args_.inputs.value, s.batch, piece.kv_head, s.kv_begin + first),
-                            keys.size(), p.value_dim, scratch.value, job_.value_ld);
-            packed = true;
-          }
-          const T* key = scratch.key + (tile.keys.begin - first) * job_.key_ld;
-          const T* value = scratch.value + (tile.keys.begin - first) * job_.value_ld;
-          Step(s, intervals, tile, key, value, finite, block, scratch);
+          if (!loaded) scratch.keys.Load(job_, s, piece.kv_head, keys);
+          loaded = true;
+          Step(s, intervals, tile, block, scratch);
         }
       }
     }
     for (int64_t i = 0; i < count; ++i) Finish(s, blocks[i], scratch);
   }
 
-  void Step(const Sequence& s, const RowIntervals& intervals, const VisibleTile& tile, const T* key,
-            const T* value, bool finite, RowBlock<T>& block, Scratch& scratch) const {
+  void Step(const Sequence& s, const RowIntervals& intervals, const VisibleTile& tile,
+            RowBlock<T>& block, Scratch& scratch) const {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const int64_t keys = tile.keys.size();
-    k.scores(block.qt, key, job_.key_ld, keys, p.head_dim, block.vectors, scratch.scores,
-             scratch.tile_max);
+    k.scores(block.qt, scratch.keys.Keys(tile.keys.begin), job_.key_ld, keys, p.score_dim(),
+             block.vectors, scratch.scores, scratch.tile_max);
     if (p.pse.kind != PseKind::kNone) {
-      ReadBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile);
-      k.add_bias(scratch.scores, scratch.tile.bias, keys, job_.sign, scratch.tile_max);
+      const TileBias<T> bias =
+          ReadBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile);
+      k.add_bias(scratch.scores, bias.values, bias.key_stride, keys, job_.score_factor,
+                 job_.bias_factor, scratch.tile_max);
     }
     if (tile.partial) k.mask(scratch.scores, scratch.tile.visible, keys, scratch.tile_max);
     const bool rescale = k.online_softmax(scratch.scores, keys, job_.magnitude, scratch.tile_max,
@@ -203,7 +197,8 @@ class ForwardPass {
       k.drop(scratch.scores, scratch.tile.keep, keys);
     }
     const T* alpha = rescale ? scratch.alpha : nullptr;
-    if (tile.partial && !finite) {
+    const T* value = scratch.keys.Values(tile.keys.begin);
+    if (tile.partial && !scratch.keys.finite_values()) {
       k.accumulate_visible(scratch.scores, value, job_.value_ld, keys, p.value_dim,
                            scratch.tile.visible, alpha, block.out);
     } else {
@@ -214,7 +209,7 @@ class ForwardPass {
 
   void Finish(const Sequence& s, RowBlock<T>& block, Scratch& scratch) const {
     const Problem& p = job_.problem;
-    const bool empty = s.kv_len == 0 || p.head_dim == 0;
+    const bool empty = !job_.HasScores(s);
     T* factor = scratch.alpha;
     for (int64_t r = 0; r < block.rows.size(); ++r) {
       const T l = block.l[r];

@@ -14,12 +14,12 @@
 
 namespace fusion_attention::cpu {
 
-// Keys of a tile. A function of head_dim alone, never of threads, batch or layout: it decides in
-// which order numbers are added, and so every bit of the result. Up to head_dim 128, 64 keys were
+// Keys of a tile. A function of score_dim alone, never of threads, batch or layout: it decides in
+// which order numbers are added, and so every bit of the result. Up to 128 channels, 64 keys were
 // the best of 32, 48, 64, 96 and 128 (Zen 5, forward and backward together); beyond, packed keys
 // and values stay within 64 KiB.
-inline int64_t TileKeys(int64_t head_dim) {
-  return head_dim <= 128 ? 64 : head_dim <= 256 ? 32 : 16;
+inline int64_t TileKeys(int64_t score_dim) {
+  return score_dim <= 128 ? 64 : score_dim <= 256 ? 32 : 16;
 }
 
 inline KeepRule KeepRuleOf(const Problem& problem, const Inputs& inputs) {
@@ -37,12 +37,15 @@ struct Job {
         k(kernels),
         mask(p, in.atten_mask),
         rows(kernels.block_rows),
-        tile_keys(TileKeys(p.head_dim)),
-        key_ld(RoundUp(p.head_dim, kRowPadding)),
+        tile_keys(TileKeys(p.score_dim())),
+        key_ld(RoundUp(p.score_dim(), kRowPadding)),
         value_ld(RoundUp(p.value_dim, kRowPadding)),
         scale(static_cast<T>(p.scale)),
         sign(static_cast<T>((scale > 0) - (scale < 0))),
-        magnitude(scale == 0 ? T{1} : std::abs(scale)),
+        bias_after_scale(p.pse.kind != PseKind::kNone && p.pse.after_scale),
+        score_factor(bias_after_scale ? std::abs(scale) : T{1}),
+        bias_factor(bias_after_scale ? T{1} : sign),
+        magnitude(bias_after_scale || scale == 0 ? T{1} : std::abs(scale)),
         keep_factor(p.dropout == DropoutKind::kNone || p.dropout == DropoutKind::kDropAll
                         ? T{1}
                         : static_cast<T>(KeepFactor(p.keep_prob))),
@@ -57,14 +60,21 @@ struct Job {
   int64_t key_ld;     // row strides of packed query / key and of packed value / dy rows
   int64_t value_ld;
   T scale;
-  // scores are formed as magnitude * (sign * q k + sign * pse), so that the largest raw score is
-  // the largest scaled one for every scale.
+  // Scores are formed as magnitude * (score_factor * (sign * q k) + bias_factor * pse), which is
+  // abs(scale) * (sign * q k + sign * pse), or abs(scale) * (sign * q k) + pse where the bias comes
+  // after the scale. So the largest number before the last product is the largest score for every
+  // scale.
   T sign;
+  bool bias_after_scale;
+  T score_factor;
+  T bias_factor;
   T magnitude;
   T keep_factor;  // 1 / keep_prob; 1 where every weight is dropped, so that 0 stays 0
   KeepRule keep_rule;
 
   int64_t BlocksOf(const Sequence& s) const { return (s.q_len + rows - 1) / rows; }
+  // Without keys, or without channels, there is nothing to attend to: outputs and gradients are 0.
+  bool HasScores(const Sequence& s) const { return s.kv_len > 0 && problem.score_dim() > 0; }
   int64_t KvHead(int64_t head) const { return head / problem.group(); }
   int64_t KeyWords() const { return (tile_keys + kWordBits - 1) / kWordBits; }
 };

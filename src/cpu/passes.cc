@@ -8,7 +8,7 @@ namespace fusion_attention::cpu {
 int64_t WorkersFor(const Problem& problem, const ParallelFor& threads) {
   // Waking a pool costs 1-12 us; a million multiply-adds take about 20 us on one core.
   const double work = static_cast<double>(problem.numels) *
-                      static_cast<double>(problem.head_dim + problem.value_dim);
+                      static_cast<double>(problem.score_dim() + problem.value_dim);
   return work < 1e6 ? 1 : std::max(threads.Workers(), 1);
 }
 

@@ -36,7 +36,7 @@ void RunSinkGradient(const Job<T>& job, const BackwardArgs& args, ParallelFor& t
     double sum = 0;
     for (int64_t i = 0; i < p.sequences(); ++i) {
       const Sequence s = p.SequenceAt(i);
-      if (s.kv_len == 0 || p.head_dim == 0) continue;
+      if (!job.HasScores(s)) continue;
       for (int64_t first = 0; first < s.q_len; first += job.rows) {
         const int64_t rows = std::min(job.rows, s.q_len - first);
         job.k.pack(RowsAt(args.attention_in, s.batch, head, s.q_begin + first), rows, p.value_dim,

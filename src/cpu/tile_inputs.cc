@@ -1,5 +1,6 @@
 #include "src/cpu/tile_inputs.h"
 
+#include <cmath>
 #include <cstring>
 
 namespace fusion_attention::cpu {
@@ -15,9 +16,42 @@ PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Seque
   return {base + element.row * strides.row + element.key * strides.key, visible};
 }
 
+namespace {
+
+// line[n] = what a slope is multiplied with where key - row + StartOffset is furthest - n. Exact
+// but for the root: the integers stay below 2^42.
+void FillDistances(PseDistance distance, int64_t furthest, int64_t count, double* line) {
+  for (int64_t n = 0; n < count; ++n) line[n] = -std::abs(static_cast<double>(furthest - n));
+  if (distance == PseDistance::kLinear) return;
+  for (int64_t n = 0; n < count; ++n) line[n] = -std::sqrt(-line[n]);
+}
+
+// One line serves the whole tile, whole blocks of rows included: the bias depends on key - row.
 template <typename T>
-void ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
-              int64_t head, Span rows, Span keys, TileScratch<T>& tile) {
+TileBias<T> SlopeBias(const Job<T>& job, const Sequence& sequence, int64_t head, Span rows,
+                      Span keys, TileScratch<T>& tile) {
+  const ConstScoreView& pse = job.inputs.pse;
+  float slope;
+  std::memcpy(&slope,
+              static_cast<const char*>(pse.data) +
+                  (sequence.batch * pse.strides.batch + head * pse.strides.head) *
+                      static_cast<int64_t>(sizeof(slope)),
+              sizeof(slope));
+  const int64_t count = job.rows + keys.size() - 1;
+  const int64_t furthest = keys.end - 1 - rows.begin + job.problem.StartOffset(sequence);
+  FillDistances(job.problem.pse.distance, furthest, count, tile.distance);
+  for (int64_t n = 0; n < count; ++n) tile.bias[n] = static_cast<T>(slope * tile.distance[n]);
+  return {tile.bias + keys.size() - 1, -1};
+}
+
+}  // namespace
+
+template <typename T>
+TileBias<T> ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
+                     int64_t head, Span rows, Span keys, TileScratch<T>& tile) {
+  if (job.problem.pse.kind == PseKind::kSlopes) {
+    return SlopeBias(job, sequence, head, rows, keys, tile);
+  }
   const ConstScoreView& pse = job.inputs.pse;
   const int64_t ld = RoundUp(job.tile_keys, kRowPadding);
   for (int64_t r = rows.begin; r < rows.end; ++r) {
@@ -27,6 +61,7 @@ void ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& i
                tile.bias_rows + (r - rows.begin) * ld, ld);
   }
   job.k.transpose(tile.bias_rows, ld, rows.size(), keys.size(), T{1}, tile.bias);
+  return {tile.bias, job.rows};
 }
 
 template <typename T>
@@ -47,10 +82,10 @@ void ReadKeep(const Job<T>& job, const Sequence& sequence, int64_t head, Span ro
   }
 }
 
-template void ReadBias<float>(const Job<float>&, const Sequence&, const RowIntervals&, int64_t,
-                              Span, Span, TileScratch<float>&);
-template void ReadBias<double>(const Job<double>&, const Sequence&, const RowIntervals&, int64_t,
-                               Span, Span, TileScratch<double>&);
+template TileBias<float> ReadBias<float>(const Job<float>&, const Sequence&, const RowIntervals&,
+                                         int64_t, Span, Span, TileScratch<float>&);
+template TileBias<double> ReadBias<double>(const Job<double>&, const Sequence&, const RowIntervals&,
+                                           int64_t, Span, Span, TileScratch<double>&);
 template void ReadKeep<float>(const Job<float>&, const Sequence&, int64_t, Span, Span,
                               TileScratch<float>&);
 template void ReadKeep<double>(const Job<double>&, const Sequence&, int64_t, Span, Span,

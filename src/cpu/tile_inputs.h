@@ -12,18 +12,31 @@ struct TileScratch {
   TileScratch(Arena& arena, const Job<T>& job)
       : visible(arena.Take<BitWord>(job.KeyWords() * job.rows)),
         keep(arena.Take<BitWord>(job.KeyWords() * job.rows)),
-        first(arena.Take<uint64_t>(job.rows)),
-        bias_rows(arena.Take<T>(job.problem.pse.kind == PseKind::kNone
-                                    ? 0
-                                    : job.rows * RoundUp(job.tile_keys, kRowPadding))),
-        bias(arena.Take<T>(job.problem.pse.kind == PseKind::kNone
-                               ? 0
-                               : job.rows * RoundUp(job.tile_keys, kRowPadding))) {}
+        first(arena.Take<uint64_t>(job.rows)) {
+    const PseKind kind = job.problem.pse.kind;
+    const int64_t tile = kind == PseKind::kDense || kind == PseKind::kCompressed
+                             ? job.rows * RoundUp(job.tile_keys, kRowPadding)
+                             : 0;
+    const int64_t line = kind == PseKind::kSlopes ? job.rows + job.tile_keys : 0;
+    bias_rows = arena.Take<T>(tile);
+    bias = arena.Take<T>(std::max(tile, line));
+    distance = arena.Take<double>(line);
+    distance_sums = arena.Take<double>(job.rows);
+  }
   BitWord* visible;
   BitWord* keep;
   uint64_t* first;
-  T* bias_rows;  // [row][key]
-  T* bias;       // [key][row]
+  T* bias_rows;           // [row][key]
+  T* bias;                // [key][row]; slopes: a line
+  double* distance;       // slopes: the line that bias is a multiple of
+  double* distance_sums;  // [row]
+};
+
+// The bias of a tile: that of its first key at `values`, of each further one `key_stride` later.
+template <typename T>
+struct TileBias {
+  const T* values;
+  int64_t key_stride;
 };
 
 // Where in the tensor pse (and dpse) a row of a tile begins: element index of (row, first key),
@@ -35,10 +48,10 @@ struct PseRow {
 PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
                 const RowIntervals& intervals, int64_t head, int64_t row, Span keys);
 
-// bias[key][row] = pse of the tile.
+// The pse of the tile. Slopes: `tile.distance` too, for the gradient.
 template <typename T>
-void ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
-              int64_t head, Span rows, Span keys, TileScratch<T>& tile);
+TileBias<T> ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
+                     int64_t head, Span rows, Span keys, TileScratch<T>& tile);
 
 // The keep bits of the tile, from Philox or from the caller's mask.
 template <typename T>

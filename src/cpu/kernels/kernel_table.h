@@ -34,6 +34,9 @@ using SinkRows = BasicRows<void>;
 using BitWord = uint32_t;
 inline constexpr int64_t kWordBits = 32;
 
+// A line is a tile whose element (key, row) depends on row - key alone: it is line[row - key], so
+// block_rows + keys - 1 values are all of it, keys - 1 of them before line[0].
+
 // Packed tiles of keys and of scores have room for this many keys more, because kernels work on
 // whole steps of up to 8 keys.
 inline constexpr int64_t kKeyPadding = 8;
@@ -74,8 +77,10 @@ struct KernelTable {
   // wanted). Reads k up to the next multiple of 8 keys and writes s as far.
   void (*scores)(const T* qt, const T* k, int64_t ld, int64_t keys, int64_t dim, int64_t vectors,
                  T* s, T* tile_max);
-  // s += sign * bias (both [key][row]); tile_max anew.
-  void (*add_bias)(T* s, const T* bias, int64_t keys, T sign, T* tile_max);
+  // s = score_factor * s + bias_factor * bias; tile_max anew. The bias of a key lies `key_stride`
+  // elements after that of the key before, of any alignment: block_rows, or -1 for a line.
+  void (*add_bias)(T* s, const T* bias, int64_t key_stride, int64_t keys, T score_factor,
+                   T bias_factor, T* tile_max);
   // s = visible ? s : -inf; tile_max anew.
   void (*mask)(T* s, const BitWord* visible, int64_t keys, T* tile_max);
   // One step of the online softmax: with t = s * scale,
@@ -116,6 +121,8 @@ struct KernelTable {
   void (*gradient_visible)(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
                            const T* b, int64_t ldb, int64_t cols, T* c, int64_t ldc,
                            const BitWord* visible);
+  // sums[row] = sum over keys of ds[key][row] * line[row - key], in double.
+  void (*line_products)(const T* ds, const double* line, int64_t keys, double* sums);
 
   // The keep bits of elements first[row] + key for every row of a block.
   void (*keep_bits)(const uint64_t* first, int64_t keys, const KeepRule& rule, BitWord* keep);

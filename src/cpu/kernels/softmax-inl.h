@@ -38,17 +38,21 @@ HWY_INLINE hn::Mask<D> RowsWithBit(D d, const BitWord* words, int64_t key) {
 }
 
 template <typename T>
-void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t keys, T sign,
-             T* HWY_RESTRICT tile_max) {
+void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t key_stride, int64_t keys,
+             T score_factor, T bias_factor, T* HWY_RESTRICT tile_max) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const auto factor = hn::Set(d, sign);
+  // One of the factors is 1 or a sign, so the sum is all that is rounded beside one product at
+  // most.
+  const auto of_score = hn::Set(d, score_factor);
+  const auto of_bias = hn::Set(d, bias_factor);
   for (int64_t j = 0; j < block_rows; j += lanes) {
     auto max = hn::Set(d, kMinusInfinity<T>);
     for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;
-      const auto t = hn::MulAdd(factor, hn::Load(d, bias + n * block_rows + j), hn::Load(d, p));
+      const auto b = hn::Mul(of_bias, hn::LoadU(d, bias + n * key_stride + j));
+      const auto t = hn::MulAdd(of_score, hn::Load(d, p), b);
       hn::Store(t, d, p);
       max = hn::Max(max, t);
     }
@@ -195,6 +199,34 @@ void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
       hn::Store(ds, d, dn);
     }
   }
+}
+
+template <typename T>
+void LineProducts(const T* HWY_RESTRICT ds, const double* HWY_RESTRICT line, int64_t keys,
+                  double* HWY_RESTRICT sums) {
+  const hn::ScalableTag<double> d;
+  const hn::Rebind<T, decltype(d)> source;
+  using V = hn::Vec<decltype(d)>;
+  const int64_t lanes = hn::Lanes(d);
+  constexpr int kVectors = kBlockVectors * sizeof(double) / sizeof(T);
+  const int64_t block_rows = kVectors * lanes;
+  V sum[kVectors];
+#pragma GCC unroll 32
+  for (int j = 0; j < kVectors; ++j) sum[j] = hn::Zero(d);
+  for (int64_t n = 0; n < keys; ++n) {
+#pragma GCC unroll 32
+    for (int j = 0; j < kVectors; ++j) {
+      const auto g = hn::LoadU(source, ds + n * block_rows + j * lanes);
+      const V distance = hn::LoadU(d, line + j * lanes - n);
+      if constexpr (sizeof(T) == sizeof(double)) {
+        sum[j] = hn::MulAdd(g, distance, sum[j]);
+      } else {
+        sum[j] = hn::MulAdd(hn::PromoteTo(d, g), distance, sum[j]);
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int j = 0; j < kVectors; ++j) hn::Store(sum[j], d, sums + j * lanes);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -37,6 +37,7 @@ const KernelTable<T>& Table() {
       .score_gradients = ScoreGradients<T>,
       .gradient = Gradient<T>,
       .gradient_visible = GradientVisible<T>,
+      .line_products = LineProducts<T>,
       .keep_bits = KeepBits<T>,
   };
   return table;

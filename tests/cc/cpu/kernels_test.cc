@@ -171,6 +171,57 @@ TYPED_TEST(Kernels, ScoresAreDotProducts) {
   }
 }
 
+// A bias of every key's own row, and a line, which kernels read backwards from key to key.
+TYPED_TEST(Kernels, BiasIsAddedBeforeOrAfterTheScale) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const int64_t keys : kKeys) {
+      Array<T> s = this->RandomArray(keys * R), bias = this->RandomArray(keys * R), max(R);
+      for (const auto& [score_factor, bias_factor] :
+           {std::pair{T{1}, T{-1}}, std::pair{T{0.3}, T{1}}, std::pair{T{0}, T{1}}}) {
+        for (const int64_t stride : {R, int64_t{-1}}) {
+          const T* first = stride == R ? bias.data() : bias.data() + keys - 1;
+          Array<T> t(keys * R);
+          std::copy_n(s.data(), keys * R, t.data());
+          k.add_bias(t.data(), first, stride, keys, score_factor, bias_factor, max.data());
+          for (int64_t r = 0; r < R; ++r) {
+            T largest = -std::numeric_limits<T>::infinity();
+            for (int64_t n = 0; n < keys; ++n) {
+              const double expected =
+                  double{score_factor} * s[n * R + r] + double{bias_factor} * first[n * stride + r];
+              ASSERT_NEAR(t[n * R + r], expected, 4 * std::numeric_limits<T>::epsilon());
+              largest = std::max(largest, t[n * R + r]);
+            }
+            ASSERT_EQ(max[r], largest);
+          }
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(Kernels, LineProductsAreSumsInDouble) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const int64_t keys : kKeys) {
+      Array<T> ds = this->RandomArray(keys * R);
+      Array<double> line(keys + R - 1), sums(R);
+      for (int64_t i = 0; i < keys + R - 1; ++i) line[i] = double{this->Random()};
+      const double* middle = line.data() + keys - 1;
+      k.line_products(ds.data(), middle, keys, sums.data());
+      for (int64_t r = 0; r < R; ++r) {
+        double sum = 0;
+        for (int64_t n = 0; n < keys; ++n) sum += double{ds[n * R + r]} * middle[r - n];
+        ASSERT_NEAR(sums[r], sum, 1e-14);
+      }
+    }
+  }
+}
+
 TYPED_TEST(Kernels, SoftmaxInTwoStepsEqualsTheDefinition) {
   using T = TypeParam;
   for (const int64_t target : Targets()) {
