@@ -43,6 +43,8 @@ def install(module: ModuleType) -> None:
     torch.Tensor.cpu = _wrap(torch.Tensor.cpu, _cpu)
     torch.Tensor.pin_memory = _wrap(torch.Tensor.pin_memory, _pin_memory)
     torch.UntypedStorage.npu = _storage_to_npu
+    # Before PyTorch's own for a spare device (23), which would allocate there.
+    torch.serialization.register_package(9, lambda storage: None, _storage_from_file)
     torch.autocast.__init__ = _wrap(torch.autocast.__init__, _autocast_on_cpu)
     torch.Generator = _Generator
     parallel = torch.nn.parallel.DistributedDataParallel
@@ -136,6 +138,11 @@ def _storage_to_npu(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) ->
     moved = storage.clone()
     setattr(moved, _MARK, True)
     return moved
+
+
+def _storage_from_file(storage: torch.UntypedStorage, location: str) -> Any:
+    """Loads what was saved on a device, or is mapped to it; None leaves it to others."""
+    return _storage_to_npu(storage) if location.partition(":")[0] == "npu" else None
 
 
 def _autocast_on_cpu(
