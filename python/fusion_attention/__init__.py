@@ -8,6 +8,7 @@ torch.Size([1, 4, 128, 64])
 """
 
 import importlib
+import os
 from typing import Any
 
 from fusion_attention import _fakes as _fakes
@@ -20,7 +21,11 @@ from fusion_attention.api_v3 import npu_fusion_attention_grad_v3, npu_fusion_att
 __version__ = "0.1.0"
 
 # The features around the operator: public name -> the module that has it, imported when asked for.
-_LAZY: dict[str, str] = {}
+_LAZY = {
+    "load_call": "recording",
+    "record": "recording",
+    "replay": "recording",
+}
 
 __all__ = [
     "npu_fusion_attention",
@@ -43,3 +48,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LAZY})
+
+
+if os.environ.get("FUSION_ATTENTION_RECORD"):
+    importlib.import_module(f"{__name__}.recording.recorder").record_program()

@@ -27,6 +27,7 @@ PROGRAM = "python -m fusion_attention"
 COMMANDS = {
     "info": "info",
     "run": "run",
+    "replay": "replay",
 }
 
 
