@@ -10,15 +10,15 @@ from torch import Tensor
 
 import fusion_attention
 from fusion_attention import _random
-from fusion_attention._arguments import TENSOR_NAMES
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording import gradients, saved, tensors
 from fusion_attention.recording.saved import SavedCall
 from fusion_attention.recording.tensors import Description
 
-# Tensors whose values decide nothing about the shapes of results.
-_SHAPES_ONLY = {*TENSOR_NAMES, "dy", "softmax_max", "softmax_sum", "softmax_in", "attention_in"}
+# Arguments that are read as numbers even where they are tensors.
+_NUMBERS = ("prefix", "actual_seq_qlen", "actual_seq_kvlen", "q_start_idx", "kv_start_idx")
+_NUMBERS += ("seed", "offset")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def check(call: SavedCall) -> None:
     shapes = {
         name: tensors.without_elements(value)
         for name, value in call.arguments.items()
-        if isinstance(value, Description) and name in _SHAPES_ONLY
+        if isinstance(value, Description) and name not in _NUMBERS
     }
     results = _call(call, call.arguments | elements | shapes)
     for name, expected in call.results.items():

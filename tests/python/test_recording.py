@@ -1,0 +1,391 @@
+"""Recording changes nothing, and what it saved gives the same bits again, wherever it runs."""
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+import torch
+from calls import assert_same_bits
+from case_tensors import case, compressed_mask
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import fusion_attention
+from fusion_attention import (
+    _npu_dropout_gen_mask,
+    load_call,
+    npu_fusion_attention,
+    npu_fusion_attention_grad,
+    npu_fusion_attention_grad_v2,
+    npu_fusion_attention_v2,
+    npu_fusion_attention_v3,
+    npu_ring_attention_update,
+    record,
+    replay,
+)
+from fusion_attention._errors import FeatureError
+from fusion_attention.recording.saved import RESULTS
+
+DIFFERENTIABLE = ("query", "key", "value", "pse", "sink")
+CAUSAL = compressed_mask(3)
+
+
+def folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of the recorded calls, in order."""
+    return sorted(root.iterdir())
+
+
+def random_call(seed: int) -> dict[str, Any]:
+    """A legal call of the first function, forward and backward, and its dy."""
+    drawn = case(seed)
+    call = {n: x.clone() if n == "sink" else x for n, x in drawn.call.items()}
+    for name in DIFFERENTIABLE:
+        if isinstance(call.get(name), Tensor):
+            call[name] = call[name].detach().requires_grad_()
+    return call | {"dy": drawn.dy}
+
+
+def make(call: dict[str, Any]) -> dict[str, Tensor]:
+    """Output and gradients."""
+    arguments = {n: x for n, x in call.items() if n != "dy"}
+    out = npu_fusion_attention(**arguments)[0]
+    leaves = {n: arguments[n] for n in DIFFERENTIABLE if isinstance(arguments.get(n), Tensor)}
+    gradients = torch.autograd.grad(out, list(leaves.values()), call["dy"])
+    return {"out": out.detach()} | {f"d{n}": x for n, x in zip(leaves, gradients, strict=True)}
+
+
+def other_calls() -> None:
+    """A call of everything that random_call does not make."""
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    torch.manual_seed(0)  # the seed that a call cannot be given, so replay has to bring it back
+    query, key, value = (randn(20, 2, 16).requires_grad_() for _ in range(3))
+    ends = torch.tensor([7, 20])
+    packed = {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
+    packed |= {"atten_mask": CAUSAL, "sparse_mode": 3, "keep_prob": 0.8}
+    npu_fusion_attention_v3(query, key, value, 2, "TND", **packed)[0].sum().backward()
+    # One tensor thrice, a slice of a packed projection, and no layout that is contiguous.
+    projected = randn(2, 9, 3, 2, 8).requires_grad_()
+    pieces = projected.unbind(2)
+    out = npu_fusion_attention(*pieces, 2, "BSND", keep_prob=0.7)[0]
+    (out * randn(*out.shape)).sum().backward()
+    slopes = torch.tensor([0.5, 0.25]).requires_grad_()
+    ropes = [randn(12, 2, 4).requires_grad_() for _ in range(2)]
+    query, key, value = (randn(12, 2, 8).requires_grad_() for _ in range(3))
+    settings = {"actual_seq_qlen": (5, 12), "actual_seq_kvlen": [5, 12]}
+    settings |= {"atten_mask": CAUSAL, "sparse_mode": 3}
+    biased = {"pse": slopes, "pse_type": 2, **settings}
+    npu_fusion_attention_v2(query, key, value, 2, "TND", **biased)[0].sum().backward()
+    settings |= {"query_rope": ropes[0], "key_rope": ropes[1]}
+    results = npu_fusion_attention_v2(query, key, value, 2, "TND", **settings)
+    results[0].sum().backward()
+    out, row_max, row_sum, *_ = (x.detach() if isinstance(x, Tensor) else x for x in results)
+    statistics = {"softmax_max": row_max, "softmax_sum": row_sum, "attention_in": out}
+    npu_fusion_attention_grad_v2(
+        *(query, key, value, randn(*out.shape), 2, "TND"), **settings, **statistics
+    )
+    _npu_dropout_gen_mask(query, [1, 2, 12, 12], 0.25, 7, 8)
+    query = randn(6, 1, 8)
+    halves = [npu_fusion_attention(query, x, x, 2, "SBH")[:3] for x in randn(2, 5, 1, 8)]
+    npu_ring_attention_update(*halves[0], *halves[1])
+
+
+def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fusion_attention", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_varied_calls_replay_in_another_process_with_another_number_of_threads(
+    tmp_path: pathlib.Path,
+) -> None:
+    with record(tmp_path):
+        for seed in range(20):
+            make(random_call(seed))
+        other_calls()
+    recorded = [json.loads((x / "call.json").read_text()) for x in folders(tmp_path)]
+    assert {x["function"] for x in recorded} == set(RESULTS) - {
+        *("npu_fusion_attention_grad", "npu_fusion_attention_grad_v3"),
+    }
+    layouts = {str(x["arguments"].get("input_layout")).upper() for x in recorded}
+    assert layouts >= {"BSH", "SBH", "BSND", "BNSD", "TND"}
+    assert {x["arguments"]["query"]["tensor"]["dtype"] for x in recorded[:20]} >= {
+        *("float16", "bfloat16", "float32"),
+    }
+    for threads in ("1", "3"):
+        completed = cli("replay", str(tmp_path), "--threads", threads)
+        assert completed.returncode == 0, completed.stdout + completed.stderr
+        assert completed.stdout.splitlines()[-1] == f"{len(recorded)} calls: all the same"
+        assert completed.stdout.count("backward 1: dq,") == 24
+
+
+@pytest.mark.parametrize("kept", ["all", "statistics", "none"])
+def test_recording_changes_no_result_and_no_random_number(
+    kept: str, tmp_path: pathlib.Path
+) -> None:
+    def run() -> tuple[dict[str, Tensor], Tensor]:
+        torch.manual_seed(3)
+        query, key, value = (torch.randn(1, 2, 40, 8).requires_grad_() for _ in range(3))
+        dropped = npu_fusion_attention(query, key, value, 2, "BNSD", keep_prob=0.5)[0]
+        (dropped * 2).sum().backward(retain_graph=True)
+        first = query.grad.clone()
+        dropped.sum().backward()
+        results = {"out": dropped.detach(), "first": first, "both": query.grad, "dv": value.grad}
+        return results, torch.get_rng_state()
+
+    plain, plain_state = run()
+    with record(tmp_path, tensors=kept):
+        seen, seen_state = run()
+    assert_same_bits(seen, plain)
+    assert torch.equal(seen_state, plain_state)
+    (folder,) = folders(tmp_path)
+    names = {x.name for x in folder.iterdir()}
+    expected = {"call.json", "backward-1.json", "backward-2.json"}
+    if kept == "all":
+        expected |= {f"{x}.safetensors" for x in ("inputs", "results", "backward-1", "backward-2")}
+    assert names == expected
+
+
+def test_both_passes_through_a_retained_graph_replay(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8).requires_grad_()
+    with record(tmp_path):
+        out = npu_fusion_attention(query, query, query, 2, "BNSD")[0]
+    # Backward passes are saved even when they come after the block.
+    torch.autograd.grad(out, query, torch.ones_like(out), retain_graph=True)
+    torch.autograd.grad(out, query, torch.randn_like(out))
+    report = replay(tmp_path)
+    assert report.same
+    names = {x.name for x in report.calls[0].comparisons}
+    assert {"backward 1: dq", "backward 2: dv"} <= names
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_recorded_as_the_calls_that_it_finishes(
+    reentrant: bool, tmp_path: pathlib.Path
+) -> None:
+    query = torch.randn(1, 2, 30, 8).requires_grad_()
+
+    def attend(x: Tensor) -> Tensor:
+        return npu_fusion_attention(x, x, x, 2, "BNSD", keep_prob=0.5)[0]
+
+    def gradient() -> Tensor:
+        torch.manual_seed(1)
+        checkpoint(attend, query, use_reentrant=reentrant).sum().backward()
+        found, query.grad = query.grad, None
+        return found
+
+    plain = gradient()
+    with record(tmp_path):
+        assert_same_bits({"dq": gradient()}, {"dq": plain})
+    # Without reentrance the second call is left as soon as it has saved what the graph needs.
+    assert len(folders(tmp_path)) == (2 if reentrant else 1)
+    report = replay(tmp_path)
+    assert report.same
+    assert sum("backward 1: dq" in str(x) for x in report.calls) == 1
+
+
+def test_nothing_is_kept_alive(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 1, 8, 8).requires_grad_()
+    with record(tmp_path):
+        out = npu_fusion_attention(query, query, query, 1, "BNSD")[0]
+        out.sum().backward()  # frees what the graph saved
+    with pytest.raises(RuntimeError, match="second time"):
+        out.sum().backward()
+
+
+def test_strides_and_offsets_come_back(tmp_path: pathlib.Path) -> None:
+    storage = torch.randn(4000)
+    query = storage[3:].as_strided((1, 2, 10, 8), (0, 100, 9, 1))
+    key = torch.randn(1, 8, 10, 2).permute(0, 3, 2, 1)
+    mask = torch.rand(1, 1, 10, 10).lt(0.3).expand(1, 2, 10, 10)
+    call = {"query": query, "key": key, "value": key, "atten_mask": mask}
+    with record(tmp_path):
+        npu_fusion_attention(**call, head_num=2, input_layout="BNSD")
+    loaded = load_call(folders(tmp_path)[0])
+    assert loaded.function == "npu_fusion_attention"
+    for name, tensor in call.items():
+        restored = loaded.arguments[name]
+        assert restored.stride() == tensor.stride(), name
+        assert restored.storage_offset() == tensor.storage_offset(), name
+        assert torch.equal(restored, tensor), name
+    assert loaded.arguments["scale"] == 1.0
+    assert replay(tmp_path).same
+
+
+def test_an_expanded_mask_costs_one_mask(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(64, 4, 16, 2)
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool).expand(64, 4, 16, 16)
+    with record(tmp_path):
+        npu_fusion_attention(query, query, query, 4, "BNSD", atten_mask=mask)
+    size = (folders(tmp_path)[0] / "inputs.safetensors").stat().st_size
+    assert size < 3 * query.nbytes + 16 * 16 + 1024
+    assert replay(tmp_path).same
+
+
+def test_autocast_is_made_again(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8).requires_grad_()
+    with record(tmp_path), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = npu_fusion_attention(query, query, query, 2, "BNSD")[0]
+        out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert replay(tmp_path).same
+
+
+def test_a_hand_called_gradient_is_a_call_of_its_own(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8)
+    with record(tmp_path):
+        out, row_max, row_sum, *_ = npu_fusion_attention(query, query, query, 2, "BNSD")
+        npu_fusion_attention_grad(
+            *(query, query, query, torch.ones_like(out), 2, "BNSD"),
+            softmax_max=row_max,
+            softmax_sum=row_sum,
+            attention_in=out,
+        )
+    report = replay(tmp_path)
+    assert report.same
+    names = [x.name for x in report.calls[1].comparisons]
+    assert names == ["dq", "dk", "dv", "dpse", "dsink"]
+
+
+def test_a_refused_call_leaves_nothing(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8)
+    with record(tmp_path), pytest.raises(RuntimeError, match="head_num"):
+        npu_fusion_attention(query, query, query, 3, "BNSD")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiled_call_is_not_seen_and_stays_right(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8)
+
+    def attend(x: Tensor) -> Tensor:
+        return npu_fusion_attention(x, x, x, 2, "BNSD")[0]
+
+    torch.compiler.reset()
+    with record(tmp_path):
+        compiled = torch.compile(attend, backend="eager", fullgraph=True)(query)
+    assert list(tmp_path.iterdir()) == []
+    assert_same_bits({"out": compiled}, {"out": attend(query)})
+
+
+def test_tensors_without_elements_are_left_out_with_a_warning(tmp_path: pathlib.Path) -> None:
+    query = torch.empty(1, 2, 30, 8, device="meta")
+    with record(tmp_path), pytest.warns(UserWarning, match="is not recorded"):
+        npu_fusion_attention(query, query, query, 2, "BNSD")
+    real = torch.randn(1, 2, 30, 8)
+
+    def total(x: Tensor) -> Tensor:
+        return npu_fusion_attention(x, x, x, 2, "BNSD")[0].sum()
+
+    with record(tmp_path), pytest.warns(UserWarning, match="is not recorded"):
+        torch.func.grad(total)(real)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_limit_ends_recording(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 1, 4, 4)
+    with record(tmp_path, limit=2):
+        for _ in range(5):
+            npu_fusion_attention(query, query, query, 1, "BNSD")
+    assert len(folders(tmp_path)) == 2
+
+
+def _attend_in_child(folder: str) -> None:
+    query = torch.randn(1, 1, 4, 4)
+    with record(folder):
+        npu_fusion_attention(query, query, query, 1, "BNSD")
+
+
+def test_threads_and_processes_share_a_folder(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 1, 4, 4).requires_grad_()
+
+    def attend() -> None:
+        for _ in range(5):
+            npu_fusion_attention(query, query, query, 1, "BNSD")[0].sum().backward()
+
+    with record(tmp_path):
+        threads = [threading.Thread(target=attend) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        child = multiprocessing.get_context("fork").Process(
+            target=_attend_in_child, args=(str(tmp_path),)
+        )
+        child.start()
+        child.join()
+    assert child.exitcode == 0
+    # The child inherited the parent's recorder and has one of its own.
+    assert len(folders(tmp_path)) == 22
+    assert replay(tmp_path).same
+
+
+def test_a_whole_program_is_recorded_by_the_environment(tmp_path: pathlib.Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, torch\n"
+        "from fusion_attention import npu_fusion_attention\n"
+        "os.chdir('/')\n"
+        "query = torch.randn(1, 2, 9, 4, requires_grad=True)\n"
+        "for _ in range(3):\n"
+        "    npu_fusion_attention(query, query, query, 2, 'BNSD')[0].sum().backward()\n"
+    )
+    environment = {**os.environ, "FUSION_ATTENTION_RECORD": "saved", "RANK": "3"}
+    environment["FUSION_ATTENTION_RECORD_LIMIT"] = "2"
+    subprocess.run([sys.executable, str(program)], check=True, env=environment, cwd=tmp_path)
+    found = folders(tmp_path / "saved")
+    assert len(found) == 2
+    assert all(x.name.startswith("rank3-pid") for x in found)
+    assert replay(tmp_path / "saved").same
+
+
+def test_senseless_settings_are_refused(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FeatureError, match="tensors must be one of all, statistics, none"):
+        record(tmp_path, tensors="some").__enter__()
+    with pytest.raises(FeatureError, match="limit must be a number"):
+        record(tmp_path, limit=-1).__enter__()
+    completed = cli("info", FUSION_ATTENTION_RECORD="x", FUSION_ATTENTION_RECORD_LIMIT="many")
+    assert "FUSION_ATTENTION_RECORD_LIMIT to be a number of calls" in completed.stderr
+    assert completed.returncode == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    query = torch.randn(1, 1, 4, 4)
+    with record(tmp_path / "taken"), pytest.raises(FeatureError, match="cannot record into"):
+        npu_fusion_attention(query, query, query, 1, "BNSD")
+
+
+def test_every_observed_function_can_be_recorded() -> None:
+    package = pathlib.Path(fusion_attention.__file__).parent
+    observed = set()
+    for file in package.rglob("*.py"):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        for this, following in itertools.pairwise(lines):
+            if this == "@observed" and following.startswith("def "):
+                observed.add(following.removeprefix("def ").split("(")[0])
+    assert observed == set(RESULTS)
+    assert all(callable(getattr(fusion_attention, name)) for name in RESULTS)
+
+
+def test_recorders_can_be_nested(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 1, 4, 4)
+    with contextlib.ExitStack() as stack:
+        for name in ("a", "b"):
+            stack.enter_context(record(tmp_path / name))
+        npu_fusion_attention(query, query, query, 1, "BNSD")
+    assert replay(tmp_path / "a", against=tmp_path / "b").same
