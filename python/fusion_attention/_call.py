@@ -17,6 +17,17 @@ class Call:
     function: str
     arguments: dict[str, Any]
 
+    def run(self) -> Any:
+        """Makes the call and returns what the function returns.
+
+        Example:
+            >>> import torch
+            >>> query = torch.randn(1, 1, 4, 8)
+            >>> bind("npu_fusion_attention", query, query, query, 1, "BNSD").run()[0].shape
+            torch.Size([1, 1, 4, 8])
+        """
+        return getattr(__import__(__package__), self.function)(**self.arguments)
+
 
 @functools.cache
 def signature(function: str) -> inspect.Signature:
