@@ -130,14 +130,33 @@ def fit_band(blocks: Sequence[Tensor]) -> tuple[int, int] | None:
 
 
 def _bounds(kept: Tensor) -> tuple[int | None, int | None]:
-    """Returns (pre, next) as far as the matrix tells them; None for a side that it does not cut."""
-    q_len, kv_len = kept.shape
-    seeing = kept.any(1).nonzero().flatten()
+    if kept.shape[1] == 0:
+        return None, None
+    seeing = kept.any(1)
+    bits = kept.to(torch.uint8)
+    end = kept.shape[1] - bits.flip(1).argmax(1)
+    return bounds(bits.argmax(1), torch.where(seeing, end, 0), kept.shape[1])
+
+
+def bounds(begin: Tensor, end: Tensor, kv_len: int) -> tuple[int | None, int | None]:
+    """Returns the (pre_tockens, next_tockens) that rows show; None for a side that none shows.
+
+    Whether a band with these bounds is what the rows see is another question.
+
+    Args:
+        begin: The first key that each row sees.
+        end: The key after the last one that it sees; at most `begin` for a row that sees none.
+        kv_len: Skv.
+
+    Example:
+        >>> bounds(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 3]), 3)
+        (1, 0)
+    """
+    q_len = len(begin)
+    seeing = (begin < end).nonzero().flatten()
     if seeing.numel() == 0:
         return None, None
-    rows = kept[seeing].to(torch.uint8)
-    first = rows.argmax(1)
-    last = kv_len - 1 - rows.flip(1).argmax(1)
+    first, last = begin[seeing], end[seeing] - 1
     place = seeing + kv_len - q_len  # the key of the row's own place, from the bottom right
     cut_left, cut_right = first > 0, last < kv_len - 1
     # A side that no row shows is told by the rows that see nothing: the band has left the matrix.

@@ -1,7 +1,7 @@
 """Converters between calls of the operator and of other attention functions, both ways.
 
 `from_*` takes another function's arguments and returns a `Call` of this package; `to_*` takes a
-`Call` and returns the other function's arguments. Both raise `CannotConvert` where the meaning
+`Call` and returns the other function's arguments. Both raise `ConversionError` where the meaning
 could not be kept. docs/porting.md has the table of what corresponds.
 
 >>> import torch
@@ -15,7 +15,7 @@ torch.Size([2, 1024, 8, 64])
 
 from fusion_attention._call import Call, bind
 from fusion_attention._masks import Structure, causal_mask, prefix_mask, recognise
-from fusion_attention.convert._refusal import CannotConvert
+from fusion_attention.convert._refusal import ConversionError
 from fusion_attention.convert.flash_attn import (
     from_flash_attn,
     from_flash_attn_varlen,
@@ -28,7 +28,7 @@ from fusion_attention.convert.varlen import from_varlen_attn, to_varlen_attn
 
 __all__ = [
     "Call",
-    "CannotConvert",
+    "ConversionError",
     "Structure",
     "bind",
     "causal_mask",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fusion_attention import _library
 from fusion_attention._call import Call
-from fusion_attention.api import _arguments as ordered
-from fusion_attention.convert._refusal import CannotConvert, refuse
+from fusion_attention._entry import arguments as ordered
+from fusion_attention.convert._refusal import ConversionError, refuse
 
 _FUNCTIONS = ("npu_fusion_attention", "npu_fusion_attention_v2", "npu_fusion_attention_v3")
 # What few can say: what to do instead.
@@ -24,7 +24,7 @@ _EXTRAS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reading:
     """What a call means.
 
@@ -114,7 +114,7 @@ class Reading:
         """Returns what is added to the scaled scores, [B or 1, N, Sq or 1, Skv]; None if nothing.
 
         Raises:
-            CannotConvert: It is given by its last 1024 rows only.
+            ConversionError: It is given by its last 1024 rows only.
         """
         pse, scale = self.arguments["pse"], self.scale
         if pse is None:
@@ -141,11 +141,11 @@ def read(call: Call) -> Reading:
     """Reads a call.
 
     Raises:
-        CannotConvert: It is a call of another function.
+        ConversionError: It is a call of another function.
         RuntimeError: The call breaks a rule of the operator.
     """
     if call.function not in _FUNCTIONS:
-        raise CannotConvert(
+        raise ConversionError(
             f"convert: a call of {call.function} has no counterpart. Convert the forward call; "
             "autograd gives its gradient on the other side."
         )
@@ -157,9 +157,7 @@ def read(call: Call) -> Reading:
     given["input_layout"] = layout = given["input_layout"].upper()
     table = _sequences(given)
     packed = layout == "TND"
-    query, key, value = (
-        _bnsd(given[name], layout, given) for name in ("query", "key", "value")
-    )
+    query, key, value = (_bnsd(given[name], layout, given) for name in ("query", "key", "value"))
     if given.get("query_rope") is not None:
         query = torch.cat([query, _bnsd(given["query_rope"], layout, given)], -1)
         key = torch.cat([key, _bnsd(given["key_rope"], layout, given)], -1)

@@ -3,15 +3,15 @@
 from fusion_attention._errors import FeatureError
 
 
-class CannotConvert(FeatureError, NotImplementedError):
+class ConversionError(FeatureError, NotImplementedError):
     """A call means something that the other side cannot say; the text says what, and a way out."""
 
 
-def refuse(what: str, why: str, remedy: str) -> CannotConvert:
+def refuse(what: str, why: str, remedy: str) -> ConversionError:
     """Returns the error `convert: <what> cannot be kept: <why>. <remedy>.`."""
-    return CannotConvert(f"convert: {what} cannot be kept: {why}. {remedy}.")
+    return ConversionError(f"convert: {what} cannot be kept: {why}. {remedy}.")
 
 
-def refuse_invalid(function: str, rule: str) -> CannotConvert:
+def refuse_invalid(function: str, rule: str) -> ConversionError:
     """Returns the error for a call that `function` itself would not take."""
-    return CannotConvert(f"convert: this is no call of {function}: {rule}.")
+    return ConversionError(f"convert: this is no call of {function}: {rule}.")

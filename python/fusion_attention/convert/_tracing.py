@@ -22,7 +22,7 @@ def added_bias(
     """Returns the bias, float32 [B, N, Sq, Skv] ([1, N, Sq, Skv] if batches do not matter).
 
     Raises:
-        CannotConvert: score_mod does more than to add.
+        ConversionError: score_mod does more than to add.
     """
     index = torch.zeros((), dtype=torch.int64)
     with TransformGetItemToIndex():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusion_attention._call import Call
-from fusion_attention._masks import UNLIMITED, Structure
+from fusion_attention._masks import UNLIMITED, Structure, bounds
 from fusion_attention.convert._reading import Reading, read
 from fusion_attention.convert._refusal import refuse, refuse_invalid
 from fusion_attention.convert._source import as_dtype, default_scale, keep_prob_of, make_call
@@ -54,7 +54,7 @@ def from_flash_attn(
         return_attn_probs: Must be False.
 
     Raises:
-        CannotConvert: softcap, return_attn_probs, or slopes that cannot be kept.
+        ConversionError: softcap, return_attn_probs, or slopes that cannot be kept.
 
     Example:
         >>> q, k = torch.randn(2, 5, 4, 8), torch.randn(2, 9, 2, 8)
@@ -115,7 +115,7 @@ def from_flash_attn_varlen(
         block_table: Must be None.
 
     Raises:
-        CannotConvert: The meaning could not be kept, or flash-attn would refuse the call.
+        ConversionError: The meaning could not be kept, or flash-attn would refuse the call.
 
     Example:
         >>> q, cu_seqlens = torch.randn(9, 4, 8), torch.tensor([0, 2, 5, 9], dtype=torch.int32)
@@ -132,7 +132,9 @@ def from_flash_attn_varlen(
         )
     q_ends, k_ends = _ends("cu_seqlens_q", cu_seqlens_q), _ends("cu_seqlens_k", cu_seqlens_k)
     if len(q_ends) != len(k_ends):
-        raise refuse_invalid("flash_attn_varlen_func", "cu_seqlens_q and cu_seqlens_k must be alike")
+        raise refuse_invalid(
+            "flash_attn_varlen_func", "cu_seqlens_q and cu_seqlens_k must be alike"
+        )
     options = _options(q, dropout_p, softmax_scale, causal, window_size)
     options |= {"actual_seq_qlen": q_ends, "actual_seq_kvlen": k_ends}
     lengths = list(zip(_lengths(q_ends), _lengths(k_ends), strict=True))
@@ -169,7 +171,7 @@ def to_flash_attn(call: Call) -> dict[str, Any]:
         call: Of npu_fusion_attention, _v2 or _v3, in any layout but TND.
 
     Raises:
-        CannotConvert: The mask is no window from the bottom right, value has fewer channels than
+        ConversionError: The mask is no window from the bottom right, value has fewer channels than
             query, or there is a bias (other than ALiBi from that corner), a sink or a dropout_mask.
 
     Example:
@@ -197,7 +199,7 @@ def to_flash_attn_varlen(call: Call) -> dict[str, Any]:
         call: As for `to_flash_attn`, in layout TND.
 
     Raises:
-        CannotConvert: As `to_flash_attn`.
+        ConversionError: As `to_flash_attn`.
 
     Example:
         >>> from fusion_attention._call import bind
@@ -264,7 +266,8 @@ def _alibi(slopes: Tensor, q: Tensor, kv_len: int) -> dict[str, Any]:
     if q_len == kv_len:
         return {"pse": slopes.float(), "pse_type": 2}
     place = torch.arange(q_len)[:, None] + kv_len - q_len
-    bias = -(place - torch.arange(kv_len)).abs() * slopes.float().view(-1, heads, 1, 1)
+    slopes = slopes.to(torch.promote_types(torch.float32, q.dtype)).view(-1, heads, 1, 1)
+    bias = -(place - torch.arange(kv_len)).abs() * slopes
     return {"pse": as_dtype(bias, q.dtype, "the bias of alibi_slopes"), "pse_type": 0}
 
 
@@ -302,17 +305,13 @@ def _window(reading: Reading, spans: list[tuple[int, ...]]) -> Window:
     """Returns the one window of all sequences, or refuses."""
     left = right = -1
     if reading.mask is None:
-        # A row that the keys' ends do not clip shows a bound; then it must be right everywhere.
         for q_begin, q_len, kv_begin, kv_len in spans:
-            begin = reading.begin[0, q_begin : q_begin + q_len] - kv_begin
-            end = reading.end[0, q_begin : q_begin + q_len] - kv_begin
-            place = torch.arange(q_len) + kv_len - q_len
-            seen = begin < end
-            for row in (seen & (begin > 0)).nonzero()[:1].flatten().tolist():
-                left = (place - begin)[row].item()
-            for row in (seen & (end < kv_len)).nonzero()[:1].flatten().tolist():
-                right = (end - 1 - place)[row].item()
-        if all(_is_window(reading, span, left, right) for span in spans):
+            rows = slice(q_begin, q_begin + q_len)
+            begin, end = reading.begin[0, rows] - kv_begin, reading.end[0, rows] - kv_begin
+            pre, following = bounds(begin, end, kv_len)
+            left = left if pre is None else pre
+            right = right if following is None else following
+        if min(left, right) >= -1 and all(_is_window(reading, span, left, right) for span in spans):
             return left, right
     raise refuse(
         "this mask",

@@ -18,6 +18,7 @@ from fusion_attention.convert._refusal import refuse, refuse_invalid
 from fusion_attention.convert._source import as_dtype, default_scale, make_call, mask_arguments
 from fusion_attention.convert._tracing import added_bias
 
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -54,7 +55,7 @@ def from_flex(
         input_layout: "BNSD", or "TND" for documents.
 
     Raises:
-        CannotConvert: The meaning could not be kept, or flex_attention would refuse the call.
+        ConversionError: The meaning could not be kept, or flex_attention would refuse the call.
 
     Example:
         >>> from torch.nn.attention.flex_attention import create_block_mask
@@ -178,10 +179,10 @@ def to_flex(call: Call) -> dict[str, Any]:
         call: Of npu_fusion_attention, _v2 or _v3.
 
     Returns:
-        query, key, value, score_mod, scale and enable_gqa, flex_attention's arguments, and mask_mod.
+        query, key, value, score_mod, scale and enable_gqa as flex_attention takes them; mask_mod.
 
     Raises:
-        CannotConvert: The call has dropout, a sink or a compressed pse.
+        ConversionError: The call has dropout, a sink or a compressed pse.
 
     Example:
         >>> from fusion_attention._call import bind
@@ -203,10 +204,20 @@ def to_flex(call: Call) -> dict[str, Any]:
         "key": reading.key,
         "value": reading.value,
         "score_mod": _score_mod(reading),
-        "mask_mod": None if reading.kept() is None else reading.sees,
+        "mask_mod": _mask_mod(reading),
         "scale": reading.scale,
         "enable_gqa": reading.query.shape[1] != reading.key.shape[1],
     }
+
+
+def _mask_mod(reading: Reading) -> MaskMod | None:
+    if reading.kept() is None:
+        return None
+
+    def sees(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return reading.sees(batch, head, row, key)
+
+    return sees
 
 
 def _score_mod(reading: Reading) -> ScoreMod | None:

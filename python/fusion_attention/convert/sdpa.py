@@ -38,7 +38,7 @@ def from_sdpa(
 
     is_causal is sparse_mode 2, which counts from the top left as SDPA does. A boolean mask is
     inverted and expanded; where a structured mode hides exactly the same keys, that mode is used.
-    In an additive mask -inf, and finfo.min in rows that see any other key, hide; what is left of it
+    In an additive mask -inf and finfo.min hide (rows that are all finfo.min are refused); the rest
     becomes pse of npu_fusion_attention_v2 with pse_type=0, which is added after scaling, as SDPA
     does it. (pse of npu_fusion_attention is added before; dividing it by scale would round it.)
     Rows that see no key are 0, as in PyTorch since 2.5; before, they were NaN. Dropout keeps its
@@ -55,7 +55,7 @@ def from_sdpa(
         enable_gqa: Whether key and value may have fewer heads.
 
     Raises:
-        CannotConvert: The meaning could not be kept, or SDPA would refuse the call.
+        ConversionError: The meaning could not be kept, or SDPA would refuse the call.
 
     Example:
         >>> query, key = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 9, 8)
@@ -92,12 +92,17 @@ def _additive(attn_mask: Tensor, query: Tensor, kv_len: int) -> dict[str, Any]:
     """Splits an additive mask into what it hides and what it adds."""
     batch, heads, q_len, _ = query.shape
     bias = attn_mask[(None,) * (4 - attn_mask.dim())]
-    kept = bias != -torch.inf
     # finfo.min is what many write for -inf. Beside a key with any other bias its weight is exactly
-    # zero; a row that has no other key weighs its keys by their scores all the same.
-    above = bias > torch.finfo(bias.dtype).min
-    if above.expand(*bias.shape[:3], kv_len).any(-1).all():
-        kept = above
+    # zero; in a row that has no other key, scores are lost in it and all keys weigh the same.
+    floor = torch.finfo(bias.dtype).min
+    kept = bias > floor
+    lost = ~kept.any(-1) & (bias == floor).any(-1)
+    if lost.any():
+        raise refuse(
+            f"finfo.min for all keys of {lost.sum().item()} rows",
+            "SDPA averages the values of such a row, whose scores are all finfo.min",
+            "Give attn_mask > torch.finfo(attn_mask.dtype).min if such rows may be 0",
+        )
     found: dict[str, Any] = {}
     if not kept.all():
         found = mask_arguments(kept, batch, heads, q_len, kv_len)
@@ -122,7 +127,7 @@ def to_sdpa(call: Call) -> dict[str, Any]:
         call: Of npu_fusion_attention, _v2 or _v3.
 
     Raises:
-        CannotConvert: The call has a sink, a dropout_mask or a compressed pse.
+        ConversionError: The call has a sink, a dropout_mask or a compressed pse.
 
     Example:
         >>> from fusion_attention._call import bind
@@ -138,13 +143,15 @@ def to_sdpa(call: Call) -> dict[str, Any]:
     kept = None if is_causal else reading.kept()
     if bias is not None:
         kept = bias if kept is None else bias.masked_fill(~kept, -torch.inf)
+    # PyTorch multiplies twice by the square root, or scales -inf: only positive factors work there.
+    sign = (reading.scale > 0) - (reading.scale < 0)
     return {
-        "query": reading.query,
+        "query": reading.query if sign == 1 else reading.query * sign,
         "key": reading.key,
         "value": reading.value,
         "attn_mask": kept,
         "dropout_p": 1.0 - reading.keep_prob,
         "is_causal": is_causal,
-        "scale": reading.scale,
+        "scale": abs(reading.scale) or 1.0,
         "enable_gqa": reading.query.shape[1] != reading.key.shape[1],
     }

@@ -1,6 +1,6 @@
 """torch.nn.attention.varlen.varlen_attn <-> a call of the operator.
 
-It is flash_attn_varlen_func without dropout, causal and slopes: a causal mask is the window (-1, 0).
+It is flash_attn_varlen_func without dropout, causal and slopes; the window (-1, 0) is causal.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def from_varlen_attn(
         block_table: Must be None.
 
     Raises:
-        CannotConvert: As `from_flash_attn_varlen`, and for seqused_k.
+        ConversionError: As `from_flash_attn_varlen`, and for seqused_k.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def to_varlen_attn(call: Call) -> dict[str, Any]:
         call: Of npu_fusion_attention, _v2 or _v3, in layout TND.
 
     Raises:
-        CannotConvert: As `to_flash_attn_varlen`, and for dropout and slopes.
+        ConversionError: As `to_flash_attn_varlen`, and for dropout and slopes.
 
     Example:
         >>> import torch
