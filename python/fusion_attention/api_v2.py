@@ -74,13 +74,14 @@ def npu_fusion_attention_v2(
         input_layout: "BSH", "SBH", "BSND", "BNSD" or "TND", in any letter case.
         pse: For pse_type 0 and 1 a bias, [B or 1, N, Sq or 1, Skv], or the last 1024 rows of a
             Toeplitz bias, [B or 1, N, 1024, Skv], in the dtype of query. For pse_type 2 and 3
-            slopes, float32 [N] or [B, N].
+            slopes, float32 [N] or [B, N]; Sq equals Skv then, except in TND.
         padding_mask: Must be None.
         atten_mask: bool or uint8, True or non-zero where a key must NOT be seen; its shape depends
             on sparse_mode, as for npu_fusion_attention.
-        query_rope: More channels of query that count for the scores alone: like query with Dr in
-            place of D. Given with key_rope or not at all.
-        key_rope: Like key with Dr in place of D.
+        query_rope: More channels of query that count for the scores alone: [T, N, Dr], the dtype of
+            query. Given with key_rope or not at all; in TND, with an atten_mask, without pse and
+            without dropout, not in mode 6.
+        key_rope: [T, Nkv, Dr].
         scale: Factor on the scores, usually (D + Dr)**-0.5.
         keep_prob: Probability to keep a weight, in (0, 1]; 1 means no dropout.
         pre_tokens: How many keys before its own a row sees in modes 0, 4, 7, 8.

@@ -1,9 +1,11 @@
-// Random legal calls. Sizes are mostly small, for speed, and sometimes larger than any tile.
+// Random legal calls.
 #include "tests/cc/fuzz/case.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include "tests/cc/fuzz/sizes.h"
 
 namespace fusion_attention::fuzz {
 namespace {
@@ -11,91 +13,6 @@ namespace {
 using Shape = std::vector<int64_t>;
 
 constexpr int64_t kCompressedPseRows = 1024;
-constexpr int64_t kMaxWork =
-    6'000'000;  // multiplications of q k^T, so that a case takes milliseconds
-
-// The sizes of a call before they become shapes.
-struct Sizes {
-  bool packed = false;
-  int64_t batch = 1, q_heads = 1, kv_heads = 1, q_len = 0, kv_len = 0;  // lengths: T in TND
-  int64_t head_dim = 1, value_dim = 1;
-  std::vector<int64_t> q_lens, kv_lens;  // TND: per sequence
-  int64_t unused = 0;                    // TND: trailing zeros of the lists
-  int64_t longest_q = 0, longest_kv = 0;
-
-  int64_t given_sequences() const {
-    return packed ? static_cast<int64_t>(q_lens.size()) + unused : batch;
-  }
-};
-
-int64_t RandomLength(Random& random) {
-  const int64_t kind = random.Int(1, 100);
-  if (kind <= 3) return 0;
-  if (kind <= 65) return random.Int(1, 24);
-  if (kind <= 90) return random.Int(25, 140);
-  return random.Int(141, 620);
-}
-
-int64_t RandomDim(Random& random) {
-  const int64_t kind = random.Int(1, 100);
-  if (kind <= 1) return 0;
-  if (kind <= 55) return random.Int(1, 40);
-  if (kind <= 80) return random.Pick<int64_t>({64, 72, 80, 128});
-  if (kind <= 95) return random.Int(41, 200);
-  return random.Pick<int64_t>({256, 320, 512, 768});
-}
-
-// A length for the other side: mostly the same or close, so that diagonals matter.
-int64_t Near(int64_t length, Random& random) {
-  if (random.Chance(35)) return length;
-  if (random.Chance(50)) return std::max<int64_t>(0, length + random.Int(-20, 20));
-  return RandomLength(random);
-}
-
-// `sparse_mode` < 0 means no mask.
-Sizes RandomSizes(bool packed, int64_t sparse_mode, bool packed_pse, Random& random) {
-  Sizes s;
-  s.packed = packed;
-  s.kv_heads = random.Pick<int64_t>({1, 1, 2, 3});
-  s.q_heads = s.kv_heads * random.Pick<int64_t>({1, 1, 2, 3, 5});
-  s.head_dim = RandomDim(random);
-  s.value_dim =
-      random.Chance(60) ? s.head_dim : random.Int(std::min<int64_t>(1, s.head_dim), s.head_dim);
-  // Multiplications of q k^T. Most cases are over in a millisecond, some are wider than any tile.
-  const int64_t work = random.Chance(8) ? 6'000'000 : 200'000;
-  int64_t budget = work / std::max<int64_t>(1, s.q_heads * s.head_dim);
-  if (!packed) {
-    s.batch = random.Chance(1) ? 0 : random.Pick<int64_t>({1, 1, 2, 3});
-    s.q_len = RandomLength(random);
-    s.kv_len = Near(s.q_len, random);
-    while (s.batch * s.q_len * s.kv_len > budget) s.q_len /= 2, s.kv_len /= 2;
-    s.longest_q = s.q_len;
-    s.longest_kv = s.kv_len;
-    return s;
-  }
-  const bool needs_square_end = sparse_mode == 3 || sparse_mode == 7;
-  for (int64_t n = random.Int(1, 5); n > 0; --n) {
-    int64_t q_len = RandomLength(random);
-    int64_t kv_len = Near(q_len, random);
-    if (needs_square_end && q_len > kv_len) std::swap(q_len, kv_len);
-    if (packed_pse) q_len = kv_len = std::max<int64_t>(1, q_len);
-    while (q_len * kv_len > budget) q_len /= 2, kv_len /= 2;
-    budget -= q_len * kv_len;
-    if (packed_pse && q_len == 0) q_len = kv_len = 1;
-    s.q_lens.push_back(q_len);
-    s.kv_lens.push_back(kv_len);
-    s.q_len += q_len;
-    s.kv_len += kv_len;
-    s.longest_q = std::max(s.longest_q, q_len);
-    s.longest_kv = std::max(s.longest_kv, kv_len);
-  }
-  // Zeros after a list whose last entry is 0 would be ambiguous only if both lists were all zeros.
-  s.unused = s.q_len > 0 && s.kv_len > 0 && random.Chance(25) ? random.Int(1, 3) : 0;
-  if (random.Chance(30)) s.q_len += random.Int(1, 9);  // tokens of no sequence
-  if (random.Chance(30)) s.kv_len += random.Int(1, 9);
-  return s;
-}
-
 Shape ShapeOf(const std::string& layout, int64_t batch, int64_t heads, int64_t tokens,
               int64_t dim) {
   if (layout == "BSH") return {batch, tokens, heads * dim};
@@ -193,6 +110,7 @@ void SetMask(Call& call, const Sizes& s, Random& random) {
 }
 
 void SetPse(Call& call, const Sizes& s, Random& random) {
+  call.pse_type = random.Chance(35) ? 0 : 1;
   const int64_t batch = random.Pick<int64_t>({1, s.given_sequences()});
   const int64_t dense_rows = random.Pick<int64_t>({1, s.q_len});
   const bool compressed = s.packed || s.q_len > kCompressedPseRows;
@@ -202,6 +120,36 @@ void SetPse(Call& call, const Sizes& s, Random& random) {
     call.pre_tockens = AtLeast(s.longest_q, random);
     call.next_tockens = 0;
   }
+}
+
+// Where rows and keys start: mostly near each other, sometimes as far apart as can be.
+void SetStarts(Call& call, const Sizes& s, Random& random) {
+  const bool cut = call.atten_mask && call.sparse_mode == 8;
+  int64_t offset = cut ? s.q_lens[0] - s.kv_lens[0] : random.Int(-40, 40);
+  int64_t q_start = random.Int(-1000, 1000);
+  if (cut ? offset == 0 && random.Chance(50) : random.Chance(40)) return;
+  if (!cut && random.Chance(10)) {
+    constexpr int64_t kFar = int64_t{1} << 62;
+    q_start = random.Pick<int64_t>({-kFar, kFar});
+    offset = random.Pick<int64_t>({-kFar, kFar, 1 << 20});
+    offset = q_start > 0 ? -std::abs(offset) : std::abs(offset);  // their sum is an int64
+  }
+  call.q_start_idx = {q_start};
+  call.kv_start_idx = {q_start + offset};
+  if (random.Chance(20)) call.q_start_idx->push_back(random.Int(0, 9));  // is ignored
+}
+
+void SetSlopes(Call& call, const Sizes& s, Random& random) {
+  call.pse_type = random.Int(2, 3);
+  const int64_t batch = s.given_sequences();
+  call.pse = {DType::kFloat32, random.Chance(50) ? Shape{s.q_heads} : Shape{batch, s.q_heads}};
+  SetStarts(call, s, random);
+}
+
+void SetRopes(Call& call, const Sizes& s, Random& random) {
+  const int64_t dim = random.Chance(40) ? s.head_dim : random.Int(1, s.head_dim);
+  call.query_rope = {call.query.dtype, {s.q_len, s.q_heads, dim}};
+  call.key_rope = {call.query.dtype, {s.kv_len, s.kv_heads, dim}};
 }
 
 void SetDropout(Call& call, const Sizes& s, Random& random) {
@@ -215,6 +163,14 @@ void SetDropout(Call& call, const Sizes& s, Random& random) {
   call.dropout_mask = {DType::kUInt8, {(numels + 7) / 8}};
 }
 
+Lengths LengthsFor(const Call& call, bool masked, bool pse, bool slopes) {
+  if (call.input_layout != "TND") return slopes ? Lengths::kSquare : Lengths::kAny;
+  if (pse) return Lengths::kSquareAndNotEmpty;
+  if (!masked) return Lengths::kAny;
+  if (call.sparse_mode == 3 || call.sparse_mode == 7) return Lengths::kShortRows;
+  return slopes && call.sparse_mode == 8 ? Lengths::kSquareBehindFirst : Lengths::kAny;
+}
+
 }  // namespace
 
 Call MakeCall(uint64_t seed) {
@@ -226,9 +182,10 @@ Call MakeCall(uint64_t seed) {
   const bool masked = random.Chance(75);
   call.sparse_mode = packed ? random.Pick<int64_t>({0, 1, 2, 3, 4, 6, 7, 8}) : random.Int(0, 6);
   const bool causal = call.sparse_mode == 0 || call.sparse_mode == 2 || call.sparse_mode == 3;
-  const bool pse =
-      packed ? masked && causal && random.Chance(30) : call.sparse_mode < 7 && random.Chance(35);
-  Sizes s = RandomSizes(packed, masked ? call.sparse_mode : -1, packed && pse, random);
+  const bool slopes = random.Chance(20) && !(masked && call.sparse_mode == 7);
+  const bool pse = !slopes && (packed ? masked && causal && random.Chance(35)
+                                      : call.sparse_mode < 7 && random.Chance(40));
+  Sizes s = RandomSizes(packed, LengthsFor(call, masked, pse, slopes), random);
   const bool long_pse = pse && masked && causal && random.Chance(4);
   if (long_pse) {  // rows that a compressed pse does not store
     s.batch = s.q_heads = s.kv_heads = 1;
@@ -253,7 +210,11 @@ Call MakeCall(uint64_t seed) {
   }
   if (masked) SetMask(call, s, random);
   if (pse) SetPse(call, s, random);
-  SetDropout(call, s, random);
+  if (slopes) SetSlopes(call, s, random);
+  const bool ropes = packed && masked && call.sparse_mode != 6 && !pse && !slopes &&
+                     s.head_dim > 0 && random.Chance(40);
+  if (ropes) SetRopes(call, s, random);
+  if (!ropes) SetDropout(call, s, random);
   if (random.Chance(25)) call.sink = {DType::kFloat32, {s.q_heads}};
   const double usual_scale = 1 / std::sqrt(std::max<double>(1, s.head_dim));
   call.scale = random.Pick({usual_scale, usual_scale, usual_scale, 1.0, -0.4, 0.0, 1e-4});
@@ -274,7 +235,10 @@ std::string Describe(const Call& call) {
   if (call.atten_mask) text += " mask" + shape(call.atten_mask->shape);
   text += " pre=" + std::to_string(call.pre_tockens) + " next=" + std::to_string(call.next_tockens);
   if (call.prefix) text += " prefix" + shape(*call.prefix);
-  if (call.pse) text += " pse" + shape(call.pse->shape);
+  if (call.pse) text += " pse" + shape(call.pse->shape) + " type=" + std::to_string(call.pse_type);
+  if (call.q_start_idx) text += " qstart" + shape(*call.q_start_idx);
+  if (call.kv_start_idx) text += " kvstart" + shape(*call.kv_start_idx);
+  if (call.query_rope) text += " rope=" + std::to_string(call.query_rope->shape.back());
   if (call.sink) text += " sink";
   if (call.actual_seq_qlen) text += " qlen" + shape(*call.actual_seq_qlen);
   if (call.actual_seq_kvlen) text += " kvlen" + shape(*call.actual_seq_kvlen);

@@ -108,7 +108,9 @@ std::string CompareWithReference(const Problem& p, const Operands& operands, con
   return FirstOf({CompareWithin(p, "dq", p.dtype, got.dq, backward.dq, b.dq),
                   CompareWithin(p, "dk", p.dtype, got.dk, backward.dk, b.dk),
                   CompareWithin(p, "dv", p.dtype, got.dv, backward.dv, b.dv),
-                  CompareWithin(p, "dpse", p.dtype, got.dpse, backward.dpse, b.dpse),
+                  CompareWithin(p, "dq_rope", p.dtype, got.dq_rope, backward.dq_rope, b.dq_rope),
+                  CompareWithin(p, "dk_rope", p.dtype, got.dk_rope, backward.dk_rope, b.dk_rope),
+                  CompareWithin(p, "dpse", PseDType(p), got.dpse, backward.dpse, b.dpse),
                   CompareWithin(p, "dsink", DType::kFloat32, got.dsink, backward.dsink, b.dsink)});
 }
 
@@ -121,7 +123,9 @@ std::string CompareAllBits(const Problem& p, const Results& got, const Results& 
        CompareBits("dq", p.dtype, got.dq, expected.dq),
        CompareBits("dk", p.dtype, got.dk, expected.dk),
        CompareBits("dv", p.dtype, got.dv, expected.dv),
-       got.dpse.empty() ? "" : CompareBits("dpse", p.dtype, got.dpse, expected.dpse),
+       CompareBits("dq_rope", p.dtype, got.dq_rope, expected.dq_rope),
+       CompareBits("dk_rope", p.dtype, got.dk_rope, expected.dk_rope),
+       got.dpse.empty() ? "" : CompareBits("dpse", PseDType(p), got.dpse, expected.dpse),
        got.dsink.empty() ? "" : CompareBits("dsink", DType::kFloat32, got.dsink, expected.dsink)});
   if (finding.empty()) return "";
   char text[160];
@@ -139,6 +143,12 @@ bool IsWellWorded(const Status& status) {
 }
 
 }  // namespace
+
+bool Declines(uint64_t seed, const std::string& backend) {
+  const Call call = MakeCall(seed);
+  return Plan::Create(call, {.backend = backend}).status().code() == StatusCode::kUnimplemented &&
+         Plan::Create(call).ok();
+}
 
 std::string CheckCase(uint64_t seed, const std::string& backend) {
   const Call call = MakeCall(seed);

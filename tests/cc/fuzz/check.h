@@ -6,6 +6,9 @@
 
 namespace fusion_attention::fuzz {
 
+// Whether `backend` says that it does not support the case of `seed`, which another one then does.
+bool Declines(uint64_t seed, const std::string& backend);
+
 // Runs the case of `seed` on `backend`. Returns nothing if all is well, else one line that says
 // what is not.
 std::string CheckCase(uint64_t seed, const std::string& backend);

@@ -68,7 +68,7 @@ void Break(std::string& text, Random& random) {
 }
 
 void BreakOne(Call& call, Random& random) {
-  switch (random.Int(0, 20)) {
+  switch (random.Int(0, 25)) {
     case 0:
       return Break(call.query, random);
     case 1:
@@ -116,6 +116,17 @@ void BreakOne(Call& call, Random& random) {
       return BreakOptional(call.sink, random);
     case 19:
       return BreakOptional(call.dropout_mask, random);
+    case 20:
+      return BreakOptional(call.query_rope, random);
+    case 21:
+      return BreakOptional(call.key_rope, random);
+    case 22:
+      call.pse_type = random.Chance(70) ? random.Int(0, 3) : HostileInt(call.pse_type, random);
+      return;
+    case 23:
+      return BreakOptional(call.q_start_idx, random);
+    case 24:
+      return BreakOptional(call.kv_start_idx, random);
     default:
       break;
   }

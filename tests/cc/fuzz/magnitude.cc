@@ -12,6 +12,7 @@ namespace {
 using reference::HeadIndex;
 using reference::Matrix;
 using reference::ReadRows;
+using reference::ReadScoreRows;
 using reference::VisibleRow;
 
 double AbsDot(const double* a, const double* b, int64_t size) {
@@ -26,7 +27,7 @@ struct Row {
   int64_t kv_head;
   int64_t row;
   VisibleRow visible;
-  double score_size;  // the largest |scale| * (sum |q k| + |pse|), and |sink|
+  double score_size;  // the largest sum of what a score adds up, in absolute values, and |sink|
 };
 
 double ScoreSize(const Problem& p, const Inputs& in, const Row& row, const Matrix& query,
@@ -34,15 +35,17 @@ double ScoreSize(const Problem& p, const Inputs& in, const Row& row, const Matri
   const Sequence& s = row.at.sequence;
   double largest = p.has_sink ? std::fabs(in.sink[row.at.head]) : 0;
   for (const int64_t j : row.visible.keys) {
-    double size = AbsDot(query.Row(row.row), key.Row(j), p.head_dim);
+    const double scale = std::fabs(p.scale);
+    double size = scale * AbsDot(query.Row(row.row), key.Row(j), p.score_dim());
     if (p.pse.kind != PseKind::kNone) {
       const PseElement e = reference::PseElementOf(p, s, row.row, j);
       const ScoreStrides& t = in.pse.strides;
-      size += std::fabs(reference::Load(
-          in.pse.data, in.pse.dtype,
-          s.batch * t.batch + row.at.head * t.head + e.row * t.row + e.key * t.key));
+      const double bias =
+          reference::PseFactor(p, s, row.row, j) *
+          reference::Load(in.pse.data, in.pse.dtype,
+                          s.batch * t.batch + row.at.head * t.head + e.row * t.row + e.key * t.key);
+      size += (p.pse.after_scale ? 1 : scale) * std::fabs(bias);
     }
-    size *= std::fabs(p.scale);
     if (std::isfinite(size)) largest = std::max(largest, size);
   }
   return largest;
@@ -56,8 +59,10 @@ void ForEachRow(const Problem& p, const Inputs& in, Visit visit) {
     if (reference::HasNoScores(p, s)) continue;
     for (int64_t head = 0; head < p.q_heads; ++head) {
       const int64_t kv_head = head / p.group();
-      const Matrix query = ReadRows(in.query, s.batch, head, s.q_begin, s.q_len, p.head_dim);
-      const Matrix key = ReadRows(in.key, s.batch, kv_head, s.kv_begin, s.kv_len, p.head_dim);
+      const Matrix query =
+          ReadScoreRows(p, in.query, in.query_rope, s.batch, head, s.q_begin, s.q_len);
+      const Matrix key =
+          ReadScoreRows(p, in.key, in.key_rope, s.batch, kv_head, s.kv_begin, s.kv_len);
       const Matrix value = ReadRows(in.value, s.batch, kv_head, s.kv_begin, s.kv_len, p.value_dim);
       for (int64_t i = 0; i < s.q_len; ++i) {
         Row row = {{s, head}, kv_head, i, {}, 0};
@@ -146,6 +151,8 @@ BackwardMagnitudes MagnitudesOfBackward(const Problem& p, const Inputs& in, Cons
   m.dq.resize(size(QueryExtent(p)));
   m.dk.resize(size(KeyExtent(p)));
   m.dv.resize(size(ValueExtent(p)));
+  m.dq_rope.resize(size(QueryRopeExtent(p)));
+  m.dk_rope.resize(size(KeyRopeExtent(p)));
   m.dpse.resize(PseSize(p));
   m.dsink.resize(p.has_sink ? p.q_heads : 0);
   const auto* const given_max = reinterpret_cast<const float*>(given.max.data());
@@ -165,31 +172,46 @@ BackwardMagnitudes MagnitudesOfBackward(const Problem& p, const Inputs& in, Cons
           const double o = ElementOf(given.out, p.dtype, out + c);
           delta += o == 0 ? 0 : std::fabs(o * dy_row.Row(0)[c]);
         }
-        Magnitude* const dq = &m.dq[TokenIndex(p, s, p.q_heads, p.q_len, p.head_dim, head, token)];
+        // What lies at channel 0 of a row, from tensors of any number of channels, 0 included.
+        const auto row_of = [&](std::vector<Magnitude>& all, int64_t heads, int64_t tokens,
+                                int64_t dim, int64_t h, int64_t t) {
+          return all.data() + TokenIndex(p, s, heads, tokens, dim, h, t);
+        };
+        Magnitude* const dq = row_of(m.dq, p.q_heads, p.q_len, p.head_dim, head, token);
+        Magnitude* const dq_rope = row_of(m.dq_rope, p.q_heads, p.q_len, p.rope_dim, head, token);
         for (size_t n = 0; n < row.visible.keys.size(); ++n) {
           const int64_t j = row.visible.keys[n];
           const int64_t key_token = s.kv_begin + j;
           Magnitude* const dk =
-              &m.dk[TokenIndex(p, s, p.kv_heads, p.kv_len, p.head_dim, row.kv_head, key_token)];
+              row_of(m.dk, p.kv_heads, p.kv_len, p.head_dim, row.kv_head, key_token);
+          Magnitude* const dk_rope =
+              row_of(m.dk_rope, p.kv_heads, p.kv_len, p.rope_dim, row.kv_head, key_token);
           Magnitude* const dv =
-              &m.dv[TokenIndex(p, s, p.kv_heads, p.kv_len, p.value_dim, row.kv_head, key_token)];
+              row_of(m.dv, p.kv_heads, p.kv_len, p.value_dim, row.kv_head, key_token);
           const double weight = std::exp(row.visible.scores[n] - max) / sum;
           const double drop = Dropped(p, in, row.at, row.row, j, 1);
           const double dp =
               Dropped(p, in, row.at, row.row, j, AbsDot(dy_row.Row(0), value.Row(j), p.value_dim));
-          const double ds = std::fabs(p.scale) * (dp + delta);  // but for the weight
+          const double ds = dp + delta;  // but for the weight
+          const double scaled = std::fabs(p.scale) * ds;
           for (int64_t c = 0; c < p.value_dim; ++c) {
             dv[c].Add(drop == 0 ? 0 : weight, drop * dy_row.Row(0)[c], row.score_size);
           }
           for (int64_t c = 0; c < p.head_dim; ++c) {
-            dq[c].Add(weight, ds * key.Row(j)[c], row.score_size);
-            dk[c].Add(weight, ds * query.Row(row.row)[c], row.score_size);
+            dq[c].Add(weight, scaled * key.Row(j)[c], row.score_size);
+            dk[c].Add(weight, scaled * query.Row(row.row)[c], row.score_size);
+          }
+          for (int64_t c = 0; c < p.rope_dim; ++c) {
+            const int64_t channel = p.head_dim + c;
+            dq_rope[c].Add(weight, scaled * key.Row(j)[channel], row.score_size);
+            dk_rope[c].Add(weight, scaled * query.Row(row.row)[channel], row.score_size);
           }
           if (p.pse.kind != PseKind::kNone) {
             const PseElement e = reference::PseElementOf(p, s, row.row, j);
             const int64_t plane = s.batch % p.pse.batch * p.q_heads + head;
-            m.dpse[(plane * p.pse.rows + e.row) * p.pse.keys + e.key].Add(weight, ds,
-                                                                          row.score_size);
+            m.dpse[(plane * p.pse.rows + e.row) * p.pse.keys + e.key].Add(
+                weight, (p.pse.after_scale ? ds : scaled) * reference::PseFactor(p, s, row.row, j),
+                row.score_size);
           }
         }
         if (p.has_sink && !row.visible.keys.empty()) {

@@ -10,7 +10,7 @@
 namespace fusion_attention::fuzz {
 
 // For a result g that is a sum of `count` terms x_n = w_n * y_n, each with a weight
-// w_n = exp(s_n - m), and every s_n, y_n itself a sum of up to head_dim terms:
+// w_n = exp(s_n - m), and every s_n, y_n itself a sum of up to score_dim terms:
 //
 //   |a - g| <= u_out * (|g| + A) + d_out + sum_n (r * u * (1 + S_n) * |x_n| + t * |y_n|)
 //
@@ -18,11 +18,14 @@ namespace fusion_attention::fuzz {
 //   u_out, d_out  result and reference round once each, to the output's dtype, and a product may
 //                 round one operand to it;
 //   u             is the unit roundoff of the arithmetic;
-//   r             is 16 + (count + head_dim) / 4: exp and a quotient err by a few u; a running sum
+//   r             is 16 + (count + score_dim) / 4: exp and a quotient err by a few u; a running sum
 //                 of terms of one sign errs by u / 2 of its last value half the time;
 //   S_n           is the size of what is added up for s_n: an error of some u of it is a relative
 //                 error of w_n;
 //   t             is about the smallest normal number: a smaller weight may be taken for 0.
+//
+// For the gradient of a slope y_n has one more factor, the distance that the slope is multiplied
+// with, which is a known number but for a rounding or two.
 //
 // Where nothing is added up the result is exactly 0.
 struct Magnitude {
@@ -42,7 +45,7 @@ struct Magnitude {
 
 // r of a sum of `count` terms.
 inline double RoundingSteps(const Problem& problem, int64_t count) {
-  return 16 + static_cast<double>(count + problem.head_dim) / 4;
+  return 16 + static_cast<double>(count + problem.score_dim()) / 4;
 }
 
 // Half the distance from 1 to the next number of `dtype`.
@@ -63,7 +66,7 @@ struct ForwardMagnitudes {
 ForwardMagnitudes MagnitudesOfForward(const Problem& problem, const Inputs& inputs);
 
 struct BackwardMagnitudes {
-  std::vector<Magnitude> dq, dk, dv, dpse, dsink;
+  std::vector<Magnitude> dq, dk, dv, dq_rope, dk_rope, dpse, dsink;
 };
 // `given` holds the out, max and sum that the backward pass was given.
 BackwardMagnitudes MagnitudesOfBackward(const Problem& problem, const Inputs& inputs,

@@ -65,8 +65,9 @@ void Plant(Operand& operand, std::initializer_list<double> specials, Random& ran
 }
 
 // Elements that are not finite: infinite scores in a bias, NaN and infinities anywhere.
-void PlantSpecials(Operands& o, Random& random) {
-  if (o.pse.given() && random.Chance(20)) {  // a bias that is used as a mask
+void PlantSpecials(const PseSpec& pse, Operands& o, Random& random) {
+  if (o.pse.given() && pse.kind != PseKind::kSlopes &&
+      random.Chance(20)) {  // a bias that is used as a mask
     o.pse.constant = {};
     const int percent = random.Pick({5, 50, 100});
     for (double& x : o.pse.values) x = random.Chance(percent) ? -kInfinity : x;
@@ -77,6 +78,9 @@ void PlantSpecials(Operands& o, Random& random) {
     if (random.Chance(35)) Plant(o.key, specials, random);
     if (random.Chance(35)) Plant(o.value, specials, random);
     if (random.Chance(35)) Plant(o.dy, specials, random);
+    if (random.Chance(35)) Plant(o.query_rope, specials, random);
+    if (random.Chance(35)) Plant(o.key_rope, specials, random);
+    if (pse.kind == PseKind::kSlopes && random.Chance(35)) Plant(o.pse, specials, random);
   }
 }
 
@@ -102,16 +106,27 @@ void MarkVisible(const Problem& problem, const Sequence& s, int64_t head, int64_
     sees_any = true;
     MarkRow(operands.key, batch, kv_head, s.kv_begin + key);
     MarkRow(operands.value, batch, kv_head, s.kv_begin + key);
+    if (problem.rope_dim > 0) MarkRow(operands.key_rope, batch, kv_head, s.kv_begin + key);
     if (problem.pse.kind == PseKind::kNone) continue;
     Operand& pse = operands.pse;
     const PseElement e = problem.pse.kind == PseKind::kCompressed
                              ? problem.CompressedPse(s, row, key)
-                             : PseElement{row % problem.pse.rows, key};
+                             : PseElement{row % problem.pse.rows, key % problem.pse.keys};
     pse.visible[pse.Index(s.batch % pse.extent[0], head, e.row, e.key)] = true;
   }
   if (!sees_any) return;
   MarkRow(operands.query, batch, head, s.q_begin + row);
   MarkRow(operands.dy, batch, head, s.q_begin + row);
+  if (problem.rope_dim > 0) MarkRow(operands.query_rope, batch, head, s.q_begin + row);
+}
+
+// A bias, or slopes that keep the bias of the farthest pair at a size that exp can tell apart.
+Operand RandomPse(const Problem& problem, double spread, Random& random) {
+  const PseSpec& pse = problem.pse;
+  const Four extent = {pse.batch, problem.q_heads, pse.rows, pse.keys};
+  if (pse.kind != PseKind::kSlopes) return RandomOperand(problem.dtype, extent, spread, random);
+  const auto farthest = static_cast<double>(std::abs(pse.start_offset) + problem.q_len);
+  return RandomOperand(DType::kFloat32, extent, spread * std::min(1.0, 1000 / farthest), random);
 }
 
 Operand RandomMask(const MaskSpec& spec, Random& random) {
@@ -148,13 +163,15 @@ Operands MakeOperands(const Problem& problem, uint64_t seed) {
       problem.dtype, {batch, problem.kv_heads, problem.kv_len, problem.value_dim}, spread, random);
   o.dy = RandomOperand(problem.dtype, {batch, problem.q_heads, problem.q_len, problem.value_dim},
                        spread, random);
-  if (problem.pse.kind != PseKind::kNone) {
-    const PseSpec& pse = problem.pse;
-    o.pse = RandomOperand(problem.dtype, {pse.batch, problem.q_heads, pse.rows, pse.keys}, spread,
-                          random);
+  if (problem.rope_dim > 0) {
+    o.query_rope = RandomOperand(
+        problem.dtype, {batch, problem.q_heads, problem.q_len, problem.rope_dim}, spread, random);
+    o.key_rope = RandomOperand(
+        problem.dtype, {batch, problem.kv_heads, problem.kv_len, problem.rope_dim}, spread, random);
   }
+  if (problem.pse.kind != PseKind::kNone) o.pse = RandomPse(problem, spread, random);
   if (problem.mask.source == MaskSource::kDense) o.mask = RandomMask(problem.mask, random);
-  PlantSpecials(o, random);
+  PlantSpecials(problem.pse, o, random);
   if (problem.has_sink) {
     for (int64_t h = 0; h < problem.q_heads; ++h) {
       o.sink.push_back(static_cast<float>(4 * random.Signed()));
