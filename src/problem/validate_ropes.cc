@@ -1,6 +1,7 @@
 // Rules about query_rope and key_rope, further channels of query and key that only the scores read.
-// They are the device's own, but for the dtype: it takes bfloat16 alone. Everything below
-// validation works with any other combination too. Fills in the problem's rope_dim.
+// They are the device's own, but that it takes bfloat16 alone, and no D that it would have to pad.
+// Everything below validation works with any other combination too. Fills in the problem's
+// rope_dim.
 #include <utility>
 
 #include "src/problem/validate.h"
