@@ -75,7 +75,7 @@ PYTHON_LAYERS = (
     Layer(
         "tests",
         (PACKAGE, "tools", "examples", "bench"),
-        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich", "torch_npu"),
+        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich", "torch_npu", "transformers"),
     ),
     Layer("examples", (PACKAGE,), ("torch", "torch_npu", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),

@@ -1,4 +1,4 @@
-"""What training programs do around the operator: checkpoints, and random states that are put back."""
+"""What training programs do around the operator: checkpoints, and random states put back."""
 
 import io
 from typing import Any
