@@ -146,6 +146,7 @@ def test_alibi(per_batch: bool, causal: bool) -> None:
     slopes = torch.stack([slopes, slopes / 2]) if per_batch else slopes
     call = from_flash_attn(q, k, v, alibi_slopes=slopes, causal=causal)
     assert call.arguments["pse_type"] == 2
+    assert torch.equal(to_flash_attn(call)["alibi_slopes"], slopes)
     expected = {"alibi_slopes": slopes, "causal": causal}
     assert_same(lambda: call.run()[0], lambda: flash_attn(q, k, v, **expected), q, k, v)
     assert_same(lambda: call.run()[0], lambda: flash_attn(**to_flash_attn(call)), q, k, v)
@@ -161,6 +162,18 @@ def test_alibi_counts_from_the_bottom_right_for_other_lengths_too() -> None:
     from_flash_attn(*half, alibi_slopes=torch.tensor([0.5, 0.25, 0.125, 1.0])).run()
     with pytest.raises(ConversionError, match="rounds some of its elements"):
         from_flash_attn(*half, alibi_slopes=slopes)
+
+
+def test_lengths_in_tensors() -> None:
+    """npu_fusion_attention_v3 has its lengths in tensors, and no dropout_mask."""
+    q, k, v = tensors(random.Random(4), (9, 4, 8), (9, 2, 8), 8)
+    ends = torch.tensor([4, 9])
+    call = bind(
+        "npu_fusion_attention_v3", q, k, v, 4, "TND", atten_mask=causal_mask(), sparse_mode=3,
+        actual_seq_qlen=ends, actual_seq_kvlen=ends,
+    )  # fmt: skip
+    theirs = to_flash_attn_varlen(call)
+    assert_same(lambda: call.run()[0], lambda: flash_attn_varlen(**theirs), q, k, v)
 
 
 @pytest.mark.parametrize("delta", [-2, 0, 3])

@@ -76,7 +76,7 @@ class Reading:
     def refuse_extras(self, *names: str) -> None:
         """Raises for the first of these arguments that the call has."""
         for name in ("padding_mask", *names):
-            if self.arguments[name] is not None:
+            if self.arguments.get(name) is not None:  # _v3 has no dropout_mask
                 raise refuse(name, "there is nothing like it on the other side", _EXTRAS[name])
 
     def is_causal_from_top_left(self) -> bool:
