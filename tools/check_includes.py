@@ -54,7 +54,7 @@ CPP_LAYERS = (
 )
 
 STANDARD_PYTHON = frozenset(sys.stdlib_module_names)
-FEATURES = ("benchmark", "convert", "explain", "integrations", "recording")
+FEATURES = ("benchmark", "convert", "explaining", "integrations", "recording")
 # The operator needs torch and nothing else at run time. The features around it, a folder each, may
 # use one optional package more, which they import when they are used.
 PYTHON_LAYERS = (
@@ -66,7 +66,7 @@ PYTHON_LAYERS = (
         ("torch", "rich"),
     ),
     Layer(f"{PACKAGE}/benchmark", (PACKAGE,), ("torch", "matplotlib")),
-    Layer(f"{PACKAGE}/explain", (PACKAGE,), ("torch", "matplotlib")),
+    Layer(f"{PACKAGE}/explaining", (PACKAGE,), ("torch", "matplotlib")),
     Layer(f"{PACKAGE}/recording", (PACKAGE,), ("torch", "safetensors")),
     Layer(f"{PACKAGE}/convert", (PACKAGE,), ("torch",)),
     Layer(f"{PACKAGE}/integrations", (PACKAGE,), ("torch", "transformers")),

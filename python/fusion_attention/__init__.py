@@ -22,9 +22,13 @@ __version__ = "0.1.0"
 
 # The features around the operator: public name -> the module that has it, imported when asked for.
 _LAZY = {
+    "LintWarning": "explaining",
+    "explain": "explaining",
+    "lint": "explaining",
     "load_call": "recording",
     "record": "recording",
     "replay": "recording",
+    "set_lint": "explaining",
 }
 
 __all__ = [
@@ -52,3 +56,5 @@ def __dir__() -> list[str]:
 
 if os.environ.get("FUSION_ATTENTION_RECORD"):
     importlib.import_module(f"{__name__}.recording.recorder").record_program()
+if os.environ.get("FUSION_ATTENTION_LINT", "off") not in ("", "off"):
+    importlib.import_module(f"{__name__}.explaining").set_lint(os.environ["FUSION_ATTENTION_LINT"])

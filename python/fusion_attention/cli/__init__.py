@@ -25,6 +25,7 @@ PROGRAM = "python -m fusion_attention"
 
 #: Name of a command -> its module in this folder, in the order in which help lists them.
 COMMANDS = {
+    "explain": "explain",
     "info": "info",
     "run": "run",
     "replay": "replay",
