@@ -145,7 +145,7 @@ def read(folder: Path) -> SavedCall:
     content = _content(path)
     try:
         function = content["function"]
-        if function not in RESULTS:
+        if not isinstance(function, str) or function not in RESULTS:
             raise ValueError(f"{function!r:.60} is no function of the family")
         arguments = bind(function, **_decode(content["arguments"])).arguments
         results = _decode(content["results"])
@@ -153,8 +153,8 @@ def read(folder: Path) -> SavedCall:
             raise ValueError(f"its results are not those of {function}")
         if content["kept"] not in KEPT:
             raise ValueError(f"it keeps {content['kept']!r:.40}")
-        if content["autocast"] is not None and content["autocast"] not in tensors.DTYPES:
-            raise ValueError(f"its autocast dtype is {content['autocast']!r:.40}")
+        if content["autocast"] is not None:
+            tensors.dtype_named(content["autocast"])
         if not isinstance(content["grad_enabled"], bool):
             raise ValueError("grad_enabled is neither true nor false")
         if not isinstance(content["machine"], dict):

@@ -152,6 +152,17 @@ def restore(description: Description, plain: Tensor) -> Tensor:
     return view
 
 
+def dtype_named(name: Any) -> torch.dtype:
+    """Returns the dtype of this name.
+
+    Raises:
+        ValueError: There is none that a call could have.
+    """
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ValueError(f"there is no dtype {name!r:.40}")
+    return DTYPES[name]
+
+
 def without_elements(description: Description) -> Tensor:
     """Returns the tensor as shape, dtype and strides only, on the meta device."""
     return torch.empty_strided(
@@ -191,8 +202,7 @@ def from_json(value: Any) -> Description:
         raise ValueError("a tensor has more than 2**62 elements")
     if not _is_count(value["storage_offset"]):
         raise ValueError("a storage offset is not an integer from 0 to 2**62")
-    if value["dtype"] not in DTYPES:
-        raise ValueError(f"a tensor's dtype is {value['dtype']!r:.40}")
+    dtype_named(value["dtype"])
     if not isinstance(value["requires_grad"], bool) or not isinstance(value["device"], str):
         raise ValueError("a tensor's requires_grad or device has the wrong type")
     if not isinstance(value["sha256"], str | None):
