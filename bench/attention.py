@@ -7,12 +7,11 @@ moment of the machine hits all of them. README.md in this folder says how to rea
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
-import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +22,14 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-from cases import DIRECTIONS, DTYPE_NAMES, MORE, PROMISED, Case, Direction
-from contestants import Contestant, Inputs, Ours, Torch, verify
 from fma_peak import FmaPeak
-
-ROUNDS_AT_LEAST = 3
+from fusion_attention._errors import FeatureError
+from fusion_attention._machine import cores, cpu_name
+from fusion_attention.benchmark.cases import DTYPE_NAMES, Case, Direction
+from fusion_attention.benchmark.clock import take_turns
+from fusion_attention.benchmark.contestants import Inputs, Ours, Torch
+from fusion_attention.benchmark.verify import verify
+from problems import DIRECTIONS, MORE, PROMISED
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,25 @@ def measure(
 ) -> Result:
     """Lets the slices take turns for `seconds`."""
     torch.set_num_threads(peak.threads)
-    ours, torchs = contestants
-    times: dict[Contestant, list[float]] = {ours: [], torchs: []}
-    best_peak = 0.0
-    for contestant in contestants:
-        contestant.run(direction)
-    end = time.perf_counter() + seconds
-    rounds = 0
-    case = ours.case
-    while rounds < ROUNDS_AT_LEAST or time.perf_counter() < end:
-        for contestant in contestants:
-            begin = time.perf_counter()
-            contestant.run(direction)
-            times[contestant].append(time.perf_counter() - begin)
-            best_peak = max(best_peak, peak.slice())
-        rounds += 1
+    peaks: list[float] = []
+    ours, torchs = take_turns(
+        [functools.partial(contestant.run, direction) for contestant in contestants],
+        seconds,
+        between=lambda: peaks.append(peak.slice()),
+    )
+    case = contestants[0].case
     return Result(
         name=case.name,
         dtype=DTYPE_NAMES[case.dtype],
         direction=direction,
         threads=peak.threads,
         flops=case.flops(direction),
-        ours_best=min(times[ours]),
-        ours_median=statistics.median(times[ours]),
-        torch_best=min(times[torchs]),
-        torch_median=statistics.median(times[torchs]),
-        peak=best_peak,
-        rounds=rounds,
+        ours_best=min(ours),
+        ours_median=statistics.median(ours),
+        torch_best=min(torchs),
+        torch_median=statistics.median(torchs),
+        peak=max(peaks),
+        rounds=len(ours),
     )
 
 
@@ -133,15 +127,6 @@ def new_table(title: str) -> Table:
     ):
         table.add_column(column, justify="right")
     return table
-
-
-def cpu_name() -> str:
-    """The CPU's own name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def machine() -> dict[str, str]:
@@ -191,8 +176,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs the chosen cases, shows the table as it grows, and writes the file."""
     arguments = parse_arguments()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = arguments.threads or sorted({1, min(2, cores or 1)})
+    threads = arguments.threads or sorted({1, min(2, cores())})
     cases = [c for c in PROMISED + (MORE if arguments.full else ()) if arguments.filter in c.name]
     if not cases:
         raise SystemExit(f"no problem's name contains '{arguments.filter}'")
@@ -210,7 +194,10 @@ def main() -> None:
             live.update(Group(table, Spinner("dots", f"checking {case.name}")))
             inputs = Inputs(case)
             contestants = (Ours(case, inputs), Torch(case, inputs))
-            verify(case, inputs, contestants[0])
+            try:
+                verify(case, inputs, contestants[0])
+            except FeatureError as error:
+                raise SystemExit(str(error)) from None
             for direction in DIRECTIONS:
                 for peak in peaks:
                     progress = f"{len(results) + 1}/{total} {case.name}, {direction}"

@@ -75,7 +75,10 @@ PYTHON_LAYERS = (
     Layer(
         "tests",
         (PACKAGE, "tools", "examples", "bench"),
-        ("torch", "numpy", "pytest", "hypothesis", "PIL", "rich", "torch_npu", "transformers"),
+        (
+            *("torch", "torch_npu", "numpy", "pytest", "hypothesis", "PIL", "rich"),
+            *("safetensors", "transformers"),
+        ),
     ),
     Layer("examples", (PACKAGE,), ("torch", "torch_npu", "numpy", "rich", "matplotlib")),
     Layer("bench", (PACKAGE,), ("torch", "numpy", "rich")),

@@ -9,10 +9,10 @@ import functools
 import random
 from collections.abc import Callable
 
+import cases
 import torch
 from case_tensors import build
 
-import cases
 from fusion_attention._call import Call, bind
 
 OUT_TOLERANCE = 1e-12

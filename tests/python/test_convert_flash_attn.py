@@ -9,11 +9,11 @@ import contextlib
 import random
 from typing import Any
 
+import cases
 import pytest
 import torch
 from conversions import assert_same, call_of, plain_specs, tensors
 
-import cases
 from fusion_attention.convert import (
     ConversionError,
     bind,

@@ -6,6 +6,7 @@ flex_attention runs eagerly here, from mask_mod and score_mod alone.
 from collections.abc import Callable
 from typing import Any
 
+import cases
 import pytest
 import torch
 from conversions import call_of, plain_specs
@@ -13,7 +14,6 @@ from oracle import Geometry
 from torch.nn.attention import flex_attention as flex
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-import cases
 from fusion_attention.convert import ConversionError, bind, from_flex, to_flex
 
 TOLERANCE = {"rtol": 0, "atol": 1e-11}

@@ -3,13 +3,13 @@
 import random
 from typing import Any
 
+import cases
 import pytest
 import torch
 from conversions import assert_same, call_of, plain_specs, tensors
 from oracle import Geometry
 from torch.nn.functional import scaled_dot_product_attention
 
-import cases
 from fusion_attention.convert import Call, ConversionError, bind, causal_mask, from_sdpa, to_sdpa
 
 

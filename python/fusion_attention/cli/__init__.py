@@ -29,6 +29,7 @@ COMMANDS = {
     "info": "info",
     "run": "run",
     "replay": "replay",
+    "bench": "bench",
 }
 
 

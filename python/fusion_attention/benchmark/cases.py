@@ -1,4 +1,4 @@
-"""What the benchmark measures: shapes, masks and types as plain values. Knows no operator."""
+"""What benchmarks measure: shapes, masks and types as plain values. Knows no operator."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Literal
 
 import torch
 
-Direction = Literal["forward", "backward"]
-DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
+#: What is timed: the forward pass as in inference, the backward pass of a recorded call, or both as
+#: in a training step.
+Direction = Literal["forward", "backward", "training"]
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 # Multiply-adds count two. Forward: Q K^T and P V. Backward: those of S, dP, dV, dQ and dK.
-FLOPS_PER_PAIR_AND_CHANNEL = {"forward": 4, "backward": 10}
+FLOPS_PER_PAIR_AND_CHANNEL = {"forward": 4, "backward": 10, "training": 14}
 
 
 @dataclass(frozen=True)
@@ -66,40 +67,3 @@ class Case:
     def flops(self, direction: Direction) -> int:
         """The floating-point operations that the unmasked pairs cost."""
         return FLOPS_PER_PAIR_AND_CHANNEL[direction] * self.pairs() * self.head_dim
-
-
-# The promise: never slower than torch in fp32, and 16-bit types at least 0.9 times as fast as fp32.
-PROMISED = tuple(
-    Case(head_dim=head_dim, causal=causal, dtype=dtype)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-    for head_dim in (64, 128)
-    for causal in (False, True)
-)
-
-_PACKED = (311, 97, 640, 25, 410, 565)
-
-MORE = (
-    *(Case(head_dim=d, causal=c) for d in (32, 72, 256) for c in (False, True)),
-    *(Case(head_dim=64, causal=c, q_heads=8, kv_heads=2) for c in (False, True)),
-    *(
-        Case(
-            64,
-            True,
-            layout="TND",
-            lengths=_PACKED,
-            q_len=sum(_PACKED),
-            kv_len=sum(_PACKED),
-            dtype=t,
-        )
-        for t in (torch.float32, torch.bfloat16)
-    ),
-    *(
-        Case(head_dim=64, causal=c, layout="BSH", batch=2, q_len=1024, kv_len=1024)
-        for c in (False, True)
-    ),
-    *(Case(head_dim=64, causal=c, keep_prob=0.9, q_len=1024, kv_len=1024) for c in (False, True)),
-    *(
-        Case(head_dim=128, causal=True, q_len=s, kv_len=s, q_heads=2, kv_heads=2)
-        for s in (256, 4096)
-    ),
-)

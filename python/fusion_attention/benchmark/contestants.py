@@ -1,6 +1,6 @@
 """Two ways to compute a case, as users call them: this project's operator and torch's attention.
 
-Both get the same tensors in the layout of the case; `verify` holds ours to the definition in fp64.
+Both get the same tensors in the layout of the case. Knows no clock.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cases import Case, Direction
 from fusion_attention import npu_fusion_attention
+from fusion_attention.benchmark.cases import Case, Direction
 
 Tensors = tuple[Tensor, Tensor, Tensor]
-RESULT_NAMES = ("out", "dq", "dk", "dv")
 
 
 class Inputs:
@@ -97,9 +96,15 @@ class Contestant:
         """The gradients of query, key and value."""
         return torch.autograd.grad(self.out, self.leaves, self.dy, retain_graph=True)
 
-    def run(self, direction: Direction) -> None:
+    def training(self) -> Tensors:
+        """Output and gradients, as in a training step."""
+        return torch.autograd.grad(self.attention(*self.leaves), self.leaves, self.dy)
+
+    def run(self, direction: Direction) -> object:
         """One slice of work."""
-        self.forward() if direction == "forward" else self.backward()
+        return {"forward": self.forward, "backward": self.backward, "training": self.training}[
+            direction
+        ]()
 
     def results(self) -> list[Tensor]:
         """Output and gradients as [B, N, S, D] in double, to compare contestants."""
@@ -151,53 +156,3 @@ class Torch(Contestant):
             enable_gqa=self.case.q_heads != self.case.kv_heads,
         )
         return self.to_layout(out)
-
-
-def exact_results(case: Case, inputs: Inputs, kept: Tensor | None) -> list[Tensor]:
-    """Output and gradients in double, straight from the definition; `kept` are the kept weights."""
-    leaves = [x.double().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
-    group = case.q_heads // case.kv_heads
-    query, key, value = leaves[0], *(x.repeat_interleave(group, 1) for x in leaves[1:])
-    scores = query @ key.mT * case.head_dim**-0.5
-    if (visible := dense_mask(case)) is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
-    weights = scores.softmax(-1)
-    if kept is not None:
-        weights = weights * kept / case.keep_prob
-    out = weights @ value
-    return [out.detach(), *torch.autograd.grad(out, leaves, inputs.dy.double())]
-
-
-def kept_weights(case: Case, ours: Ours) -> Tensor:
-    """Which weights our dropout keeps, [B, N, Sq, Skv]: read off with unit vectors as values."""
-    query, key, value = ours.leaves
-    columns = []
-    for begin in range(0, case.kv_len, case.head_dim):
-        unit = torch.eye(case.kv_len, dtype=case.dtype)[:, begin : begin + case.head_dim]
-        unit = F.pad(unit, (0, case.head_dim - unit.shape[1]))
-        values = ours.to_layout(unit.expand(case.batch, case.kv_heads, -1, -1)).contiguous()
-        assert values.shape == value.shape
-        with torch.no_grad():
-            columns.append(ours.from_layout(ours.attention(query, key, values)))
-    return torch.cat(columns, -1)[..., : case.kv_len] > 0
-
-
-def verify(case: Case, inputs: Inputs, ours: Ours) -> None:
-    """Stops the program if our results are wrong: a fast wrong answer is no result.
-
-    Rounding the output costs at most eps/2 of each element; the rest is rounding of sums in fp32.
-    """
-    kept = kept_weights(case, ours) if case.keep_prob < 1 else None
-    if kept is not None:
-        rate = kept.sum().item() / case.pairs()
-        spread = (case.keep_prob * (1 - case.keep_prob) / case.pairs()) ** 0.5
-        if abs(rate - case.keep_prob) > 6 * spread:
-            raise SystemExit(f"{case.name}: {rate:.5f} of the weights are kept")
-    bound = torch.finfo(case.dtype).eps + 16 * torch.finfo(torch.float32).eps
-    exact_tensors = exact_results(case, inputs, kept)
-    for name, result, exact in zip(RESULT_NAMES, ours.results(), exact_tensors, strict=True):
-        error = ((result - exact).square().mean() / exact.square().mean()).sqrt().item()
-        if not error <= bound:
-            raise SystemExit(
-                f"{case.name}: {name} is off by {error:.2e} (rms), allowed {bound:.2e}"
-            )

@@ -1,0 +1,41 @@
+"""A fair clock: pieces of work take turns in one process, so a slow moment hits all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+ROUNDS_AT_LEAST = 3
+
+
+def take_turns(
+    runs: Sequence[Callable[[], object]],
+    seconds: float,
+    between: Callable[[], object] = lambda: None,
+) -> list[list[float]]:
+    """Runs each piece of work in turn for so many seconds, and at least three times.
+
+    Args:
+        runs: The pieces of work. Each is run once before the clock starts.
+        seconds: How long all of them together may take.
+        between: Called after each slice, outside its time.
+
+    Returns:
+        The seconds of each slice, for each piece of work.
+
+    Example:
+        >>> ours, theirs = take_turns([lambda: 1, lambda: 2], seconds=0)
+        >>> len(ours), len(theirs)
+        (3, 3)
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()
+    end = time.perf_counter() + seconds
+    while len(times[0]) < ROUNDS_AT_LEAST or time.perf_counter() < end:
+        for run, slices in zip(runs, times, strict=True):
+            begin = time.perf_counter()
+            run()
+            slices.append(time.perf_counter() - begin)
+            between()
+    return times

@@ -1,0 +1,66 @@
+"""Holds our results to the definition of attention, computed by torch in double precision."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusion_attention._errors import FeatureError
+from fusion_attention.benchmark.cases import Case
+from fusion_attention.benchmark.contestants import Inputs, Ours, dense_mask
+
+RESULT_NAMES = ("out", "dq", "dk", "dv")
+
+
+def exact_results(case: Case, inputs: Inputs, kept: Tensor | None) -> list[Tensor]:
+    """Output and gradients in double, straight from the definition; `kept` are the kept weights."""
+    leaves = [x.double().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
+    group = case.q_heads // case.kv_heads
+    query, key, value = leaves[0], *(x.repeat_interleave(group, 1) for x in leaves[1:])
+    scores = query @ key.mT * case.head_dim**-0.5
+    if (visible := dense_mask(case)) is not None:
+        scores = scores.masked_fill(~visible, float("-inf"))
+    weights = scores.softmax(-1)
+    if kept is not None:
+        weights = weights * kept / case.keep_prob
+    out = weights @ value
+    return [out.detach(), *torch.autograd.grad(out, leaves, inputs.dy.double())]
+
+
+def kept_weights(case: Case, ours: Ours) -> Tensor:
+    """Which weights our dropout keeps, [B, N, Sq, Skv]: read off with unit vectors as values."""
+    query, key, value = ours.leaves
+    columns = []
+    for begin in range(0, case.kv_len, case.head_dim):
+        unit = torch.eye(case.kv_len, dtype=case.dtype)[:, begin : begin + case.head_dim]
+        unit = F.pad(unit, (0, case.head_dim - unit.shape[1]))
+        values = ours.to_layout(unit.expand(case.batch, case.kv_heads, -1, -1)).contiguous()
+        assert values.shape == value.shape
+        with torch.no_grad():
+            columns.append(ours.from_layout(ours.attention(query, key, values)))
+    return torch.cat(columns, -1)[..., : case.kv_len] > 0
+
+
+def verify(case: Case, inputs: Inputs, ours: Ours) -> None:
+    """Raises if our results are wrong: a fast wrong answer is no result.
+
+    Rounding the output costs at most eps/2 of each element; the rest is rounding of sums in fp32.
+
+    Raises:
+        FeatureError: They are, or dropout keeps another share of the weights than it should.
+    """
+    kept = kept_weights(case, ours) if case.keep_prob < 1 else None
+    if kept is not None:
+        rate = kept.sum().item() / case.pairs()
+        spread = (case.keep_prob * (1 - case.keep_prob) / case.pairs()) ** 0.5
+        if abs(rate - case.keep_prob) > 6 * spread:
+            raise FeatureError(f"{case.name}: {rate:.5f} of the weights are kept")
+    bound = torch.finfo(case.dtype).eps + 16 * torch.finfo(torch.float32).eps
+    exact_tensors = exact_results(case, inputs, kept)
+    for name, result, exact in zip(RESULT_NAMES, ours.results(), exact_tensors, strict=True):
+        error = ((result - exact).square().mean() / exact.square().mean()).sqrt().item()
+        if not error <= bound:
+            raise FeatureError(
+                f"{case.name}: {name} is off by {error:.2e} (rms), allowed {bound:.2e}"
+            )
