@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from case_tensors import build
+from cases import draw
 from lint_calls import CAUSAL, PREFIX, call, gradient, meta, packed, triangle
 from oracle import Geometry, keep_mask, visible_keys
 
 import fusion_attention
-from cases import draw
 from fusion_attention import _call, explain, npu_fusion_attention
 from fusion_attention._errors import FeatureError
 from fusion_attention.explaining import panels

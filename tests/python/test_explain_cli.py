@@ -105,3 +105,14 @@ def test_examples_of_the_help_work(
             continue  # test_a_recorded_call
         lines, _ = output(command, capsys)
         assert lines[1].startswith("Runs")
+
+
+@pytest.mark.parametrize("shape", ["2,8,x", "2,,8,4", "2,8,64,", "two"])
+def test_a_shape_is_read_whole_or_not_at_all(
+    shape: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["explain", "--query", shape, "--layout", "BNSD", "--heads", "8"])
+    assert f"argument --query: expected integers as in 2,8,64, got '{shape}'" in (
+        capsys.readouterr().err
+    )

@@ -41,7 +41,10 @@ _MASKS = {
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.replace("x", ",").split(",") if part.strip()]
+    try:
+        return [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers as in 2,8,64, got {text!r}") from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
