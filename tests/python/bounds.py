@@ -10,7 +10,8 @@ type. Then
 1. A score is a dot product, times scale. Rounding errors of its terms are of both signs, so it is
    off by a few u|s|, and exp turns an absolute error of its argument into a relative one of the
    weight: (few u)(1 + |s|), the 1 for exp itself. The row's maximum is one of the scores, so
-   subtracting it has the same bound, and so has dividing by the sum.
+   subtracting it has the same bound, and so has dividing by the sum. Where a bias is added to the
+   scaled score, s is the sum of the absolute values of the two: they may cancel.
 2. Everything after the weights is sums of products. A product of n factors, each off by few u, is
    off by (few u) of its absolute value; a sum of such terms is off by (few u) A plus the rounding
    of partial sums, which are not larger than A. 16 is for 'few' in all levels together; blocked

@@ -81,6 +81,8 @@ def _pse_shape(spec: Spec, rng: random.Random) -> tuple[int, ...]:
         "BN1S": (batch, spec.heads, 1, kv_len),
         "1N1S": (1, spec.heads, 1, kv_len),
         "compressed": (rng.choice([1, batch]), spec.heads, COMPRESSED_ROWS, kv_len),
+        "slopes N": (spec.heads,),
+        "slopes BN": (batch + spec.unused, spec.heads),
     }[spec.pse]
 
 
@@ -113,9 +115,14 @@ def build(spec: Spec) -> Case:
     if spec.mask != "none":
         mask = _mask(spec, generator)
         call["atten_mask"] = mask if spec.mask == "compressed" else restride(mask, spec.strides)
+    if spec.rope_dim:
+        call["query_rope"] = normal(q_tokens, spec.heads, spec.rope_dim, size=q_size)
+        call["key_rope"] = normal(kv_tokens, spec.kv_heads, spec.rope_dim)
     if spec.pse != "none":
-        pse = torch.randn(_pse_shape(spec, rng), generator=generator) * rng.choice([1.0, 5.0])
-        call["pse"] = restride(pse.to(spec.dtype), spec.strides)
+        sizes = [0.5, 0.05, -0.01] if spec.has_slopes else [1.0, 5.0]
+        draw_values = torch.rand if spec.has_slopes else torch.randn
+        pse = draw_values(_pse_shape(spec, rng), generator=generator) * rng.choice(sizes)
+        call["pse"] = restride(pse if spec.has_slopes else pse.to(spec.dtype), spec.strides)
     if spec.arguments["sink"]:
         call["sink"] = torch.randn(spec.heads, generator=generator) * 2
     if spec.dropout == "external":

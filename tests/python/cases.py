@@ -43,7 +43,10 @@ class Spec:
     mask: str = "none"
     mask_dtype: torch.dtype = torch.bool
     mask_density: float = 0.3
-    pse: str = "none"
+    pse: str = "none"  # "slopes ..." belong to pse_type 2 and 3, the other shapes to 0 and 1
+    pse_type: int = 1
+    starts: str = "none"  # which of q_start_idx and kv_start_idx are given
+    rope_dim: int = 0
     dropout: str = "none"
     strides: str = "contiguous"
     scale_kind: str = "usual"
@@ -53,6 +56,10 @@ class Spec:
     def is_packed(self) -> bool:
         return self.layout == "TND"
 
+    @property
+    def has_slopes(self) -> bool:
+        return self.pse.startswith("slopes")
+
 
 @dataclass
 class Case:
@@ -60,7 +67,7 @@ class Case:
 
     Attributes:
         spec: what the case is.
-        call: the arguments of npu_fusion_attention by name.
+        call: the arguments of npu_fusion_attention by name, and of those that only _v2 has.
         dy: gradient of attention_out.
     """
 
@@ -82,6 +89,9 @@ def features(spec: Spec) -> dict[str, str]:
         "mode": "none" if spec.mask == "none" else str(spec.sparse_mode),
         "dtype": str(spec.dtype).removeprefix("torch."),
         "pse": spec.pse,
+        "pse_type": "none" if spec.pse == "none" else str(spec.pse_type),
+        "starts": spec.starts,
+        "ropes": "yes" if spec.rope_dim else "no",
         "mask": spec.mask,
         "dropout": spec.dropout,
         "heads": "grouped" if spec.heads > spec.kv_heads else "equal",
@@ -158,7 +168,7 @@ def _draw_packed_lengths(rng: random.Random, spec: Spec) -> None:
     same = spec.pse == "compressed" or rng.random() < 0.25
     spec.kv_lens = list(spec.q_lens) if same else [_length(rng) for _ in range(count)]
     kinds = ["none", "spare"]
-    if spec.pse == "none":
+    if spec.pse != "compressed":
         kinds += ["leading", "middle", "trailing"]
     spec.zero_lengths = rng.choice(kinds)
     where = {"leading": 0, "middle": count // 2}.get(spec.zero_lengths)
@@ -178,6 +188,8 @@ def _draw_packed_lengths(rng: random.Random, spec: Spec) -> None:
     if spec.mask != "none" and (spec.sparse_mode in (3, 7) or rng.random() < 0.3):
         for i, (q_len, kv_len) in enumerate(zip(spec.q_lens, spec.kv_lens, strict=True)):
             spec.q_lens[i], spec.kv_lens[i] = min(q_len, kv_len), max(q_len, kv_len)
+    if spec.has_slopes and spec.mask != "none" and spec.sparse_mode == 8:
+        spec.kv_lens[1:] = spec.q_lens[1:]  # mode 8 cuts the first sequence alone
 
 
 def _draw_dense_lengths(rng: random.Random, spec: Spec) -> None:
@@ -187,7 +199,7 @@ def _draw_dense_lengths(rng: random.Random, spec: Spec) -> None:
         spec.batch = rng.choice([1, 1, 2])
     else:
         q_len, kv_len = _length(rng), _length(rng)
-        if rng.random() < 0.2:
+        if spec.has_slopes or rng.random() < 0.2:
             kv_len = q_len
     spec.q_lens, spec.kv_lens = [q_len] * spec.batch, [kv_len] * spec.batch
 
@@ -216,6 +228,9 @@ def _draw_heads(rng: random.Random, spec: Spec) -> None:
     spec.value_dim = spec.head_dim
     if spec.head_dim > 1 and rng.random() < 0.35:
         spec.value_dim = rng.choice([spec.head_dim // 2, rng.randint(1, spec.head_dim - 1)])
+    ropes = spec.is_packed and spec.mask != "none" and spec.sparse_mode != 6 and spec.pse == "none"
+    if ropes and rng.random() < 0.35:
+        spec.rope_dim = rng.choice([spec.head_dim, rng.randint(1, spec.head_dim)])
 
 
 def _fit(spec: Spec) -> None:
@@ -249,6 +264,41 @@ def _draw_prefix(rng: random.Random, spec: Spec) -> list[int]:
     return [*prefix, *[0] * spec.unused]
 
 
+def _draw_pse(rng: random.Random, spec: Spec) -> None:
+    """The shape of pse that the mode allows, and a pse_type that the shape allows."""
+    packed, masked = spec.is_packed, spec.mask != "none"
+    causal = masked and spec.sparse_mode in ((0, 2, 3, 4) if packed else (0, 2, 3))
+    slopes = not (masked and spec.sparse_mode == 7) and rng.random() < 0.25
+    if packed and causal and rng.random() < 0.35:
+        spec.pse = "compressed"
+    elif slopes:
+        spec.pse = rng.choice(["slopes N", "slopes BN"])
+    elif not packed and causal and rng.random() < 0.06:
+        spec.pse = "compressed"
+    elif not packed and rng.random() < 0.5:
+        spec.pse = rng.choice(["BNSS", "1NSS", "BN1S", "1N1S"])
+    if spec.pse != "none":
+        spec.pse_type = rng.choice([2, 3] if spec.has_slopes else [0, 1])
+
+
+def _draw_starts(rng: random.Random, spec: Spec) -> None:
+    """Start indices, which slopes use when both are given; mode 8 prescribes their difference."""
+    q_start, kv_start = rng.randint(-40, 200), rng.randint(-40, 200)
+    cut = spec.has_slopes and spec.mask != "none" and spec.sparse_mode == 8
+    missing = spec.q_lens[0] - spec.kv_lens[0] if cut else 0
+    if cut:
+        kv_start = q_start + missing
+    spec.starts = rng.choice(
+        ["none", "q", "kv", "both"] if spec.has_slopes else ["none"] * 9 + ["q", "kv", "both"]
+    )
+    if missing != 0:
+        spec.starts = "both"
+    if spec.starts in ("q", "both"):
+        spec.arguments["q_start_idx"] = [q_start]
+    if spec.starts in ("kv", "both"):
+        spec.arguments["kv_start_idx"] = [kv_start, 77]  # only the first counts
+
+
 def draw(seed: int) -> Spec:
     """The spec with this seed. Always the same one."""
     rng = random.Random(seed)
@@ -259,15 +309,7 @@ def draw(seed: int) -> Spec:
     spec.sparse_mode = rng.choice(modes)
     if rng.random() > 0.12:
         _draw_mask(rng, spec)
-    causal_pse = spec.mask != "none" and spec.sparse_mode in ((0, 2, 3, 4) if packed else (0, 2, 3))
-    if packed and causal_pse and rng.random() < 0.35:
-        spec.pse = "compressed"
-    elif not packed:
-        kinds = ["BNSS", "1NSS", "BN1S", "1N1S"]
-        if causal_pse and rng.random() < 0.06:
-            spec.pse = "compressed"
-        elif rng.random() < 0.5:
-            spec.pse = rng.choice(kinds)
+    _draw_pse(rng, spec)
     if packed:
         _draw_packed_lengths(rng, spec)
     else:
@@ -279,7 +321,8 @@ def draw(seed: int) -> Spec:
 
 
 def _draw_arguments(rng: random.Random, spec: Spec) -> None:
-    spec.dropout = rng.choice(["none", "none", "none", "philox", "philox", "external", "all"])
+    kinds = ["none", "none", "none", "philox", "philox", "external", "all"]
+    spec.dropout = "none" if spec.rope_dim else rng.choice(kinds)
     spec.strides = rng.choice(
         ["contiguous", "contiguous", "padded", "stepped", "turned", "expanded"]
     )
@@ -297,6 +340,9 @@ def _draw_arguments(rng: random.Random, spec: Spec) -> None:
     arguments = spec.arguments
     arguments["scale"] = scales[spec.scale_kind] / math.sqrt(spec.head_dim)
     arguments["sparse_mode"] = spec.sparse_mode
+    if spec.pse_type != 1:
+        arguments["pse_type"] = spec.pse_type
+    _draw_starts(rng, spec)
     pre, following = _tockens(rng, spec)
     if spec.pse == "compressed" and spec.sparse_mode in (0, 4):
         pre, following = max(spec.kv_lens) + rng.choice([0, 9]), 0

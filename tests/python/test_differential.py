@@ -29,6 +29,7 @@ _PACKED_ONLY = {
     "zero_lengths": {"leading", "middle", "trailing", "spare"},
     "statistics": {"TND"},
     "layout": {"TND"},
+    "ropes": {"yes"},
 }
 _DENSE_ONLY = {
     "mode": {"5"},
@@ -42,6 +43,10 @@ _MASKS_OF_MODE = {
     "5": {"B1SS", "BNSS"},
     **{mode: {"compressed"} for mode in "234678"},
 }
+_SLOPES = {"slopes N", "slopes BN"}
+_BIASES = {"BNSS", "1NSS", "BN1S", "1N1S", "compressed"}
+_BIASED = {("pse_type", "0"), ("pse_type", "1"), *(("pse", shape) for shape in _BIASES)}
+_PSE_OF_TYPE = {"none": {"none"}, "0": _BIASES, "1": _BIASES, "2": _SLOPES, "3": _SLOPES}
 
 
 def _legal(first: tuple[str, str], second: tuple[str, str]) -> bool:
@@ -52,9 +57,24 @@ def _legal(first: tuple[str, str], second: tuple[str, str]) -> bool:
         if name == "mode":
             if other == "mask" and other_value not in _MASKS_OF_MODE[value]:
                 return False
-            if value in "78" and other == "pse" and other_value != "none":
+            if value in "78" and (other, other_value) in _BIASED:
+                return False
+            if value == "7" and other in ("pse", "pse_type") and other_value != "none":
                 return False
             if (value, other, other_value) == ("7", "lengths", "more queries"):
+                return False
+        if name == "pse_type":
+            if other == "pse" and other_value not in _PSE_OF_TYPE[value]:
+                return False
+            empties = other == "zero_lengths" and other_value not in ("none", "spare")
+            if value in ("0", "1") and empties:
+                return False
+        if (name, value) == ("ropes", "yes"):
+            if other in ("pse", "pse_type", "dropout") and other_value != "none":
+                return False
+            if other == "mode" and other_value in ("none", "6"):
+                return False
+            if other == "mask" and other_value == "none":
                 return False
         if (name, value) == ("pse", "compressed"):
             if other == "mode" and other_value not in "0234":
@@ -78,8 +98,8 @@ def test_cases_cover_every_legal_pair_of_features() -> None:
         seen.update(itertools.combinations(chosen, 2))
     singles = sorted((name, value) for name, found in values.items() for value in found)
     pairs = [(a, b) for a, b in itertools.combinations(singles, 2) if a[0] != b[0]]
-    assert len(values) == 14
-    assert len(singles) == 61
+    assert len(values) == 17
+    assert len(singles) == 74
     missing = [pair for pair in pairs if _legal(*pair) and not seen[pair]]
     impossible = [pair for pair in seen if not _legal(*pair)]
     assert not missing

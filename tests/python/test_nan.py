@@ -12,11 +12,14 @@ import torch
 from calls import Results, assert_same_bits, forward_and_backward
 from case_tensors import case
 from oracle import Geometry, visible_keys
-from oracle.bias import stored_elements
+from oracle.bias import bias_of
+from oracle.geometry import Sequence
 
 from cases import draw
 
-_INPUTS = ("query", "key", "value", "pse", "dy")
+_ROPES = ("query_rope", "key_rope")
+_INPUTS = ("query", "key", "value", "pse", "dy", *_ROPES)
+_OF_KV_HEADS = ("key", "value", "key_rope")
 
 
 @dataclass
@@ -28,16 +31,25 @@ class Flags:
     value: torch.Tensor
     dy: torch.Tensor
     pse: torch.Tensor | None
+    query_rope: torch.Tensor | None
+    key_rope: torch.Tensor | None
 
     @staticmethod
     def none(geometry: Geometry, call: dict[str, Any]) -> "Flags":
         g, pse = geometry, call.get("pse")
+
+        def rope(name: str, heads: int) -> torch.Tensor | None:
+            tensor = call.get(name)
+            return None if tensor is None else torch.zeros_like(g.heads_first(tensor, heads)) != 0
+
         return Flags(
             torch.zeros(g.slots, g.heads, g.q_tokens, g.head_dim, dtype=torch.bool),
             torch.zeros(g.slots, g.kv_heads, g.kv_tokens, g.head_dim, dtype=torch.bool),
             torch.zeros(g.slots, g.kv_heads, g.kv_tokens, g.value_dim, dtype=torch.bool),
             torch.zeros(g.slots, g.heads, g.q_tokens, g.value_dim, dtype=torch.bool),
             None if pse is None else torch.zeros(pse.shape, dtype=torch.bool),
+            rope("query_rope", g.heads),
+            rope("key_rope", g.kv_heads),
         )
 
     def in_layout(self, geometry: Geometry, name: str) -> torch.Tensor:
@@ -58,12 +70,43 @@ def _seen_elements(call: dict[str, Any], geometry: Geometry) -> Flags:
         seen_by.dy[rows] = row_sees
         seen_by.key[keys] = key_is_seen[..., None]
         seen_by.value[keys] = key_is_seen[..., None]
+        if seen_by.query_rope is not None:
+            seen_by.query_rope[rows] = row_sees
+            seen_by.key_rope[keys] = key_is_seen[..., None]
         if seen_by.pse is not None:
-            stored_row, stored_key, batch = stored_elements(call["pse"], geometry, seq)
-            for head in range(geometry.heads):
-                at = seen[head]
-                seen_by.pse[batch, head, stored_row[at], stored_key[at]] = True
+            _mark(seen_by.pse, call, geometry, seq, seen)
     return seen_by
+
+
+def _mark(
+    flags: torch.Tensor,
+    call: dict[str, Any],
+    geometry: Geometry,
+    seq: Sequence,
+    scores: torch.Tensor,
+) -> None:
+    """Sets the flags of the elements of pse that some of these scores read."""
+    bias = bias_of(call, geometry, seq)
+    per_head = flags if bias.batch is None else flags[bias.batch]
+    for head in range(geometry.heads):
+        if bias.elements is None:
+            per_head[head] |= scores[head].any()
+        else:
+            row, key = bias.elements
+            per_head[head, row[scores[head]], key[scores[head]]] = True
+
+
+def _flags_of_scores(
+    flags: torch.Tensor, call: dict[str, Any], geometry: Geometry, seq: Sequence
+) -> torch.Tensor:
+    """The flag of the element of pse that each score reads."""
+    bias = bias_of(call, geometry, seq)
+    per_head = flags if bias.batch is None else flags[bias.batch]
+    return (
+        per_head[:, None, None]
+        if bias.elements is None
+        else per_head[(slice(None), *bias.elements)]
+    )
 
 
 def _own_copies(call: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +143,9 @@ def _reached(call: dict[str, Any], geometry: Geometry, nans: Flags) -> dict[str,
     statistics = torch.zeros(out.shape[:3], dtype=torch.bool)
     dpse = None if nans.pse is None else torch.zeros_like(nans.pse)
     dsink = torch.zeros(geometry.heads, dtype=torch.bool)
+    ropes = None
+    if nans.query_rope is not None:
+        ropes = torch.zeros_like(nans.query_rope), torch.zeros_like(nans.key_rope)
     for seq in geometry.sequences:
         rows = (seq.slot, slice(None), slice(seq.q_begin, seq.q_begin + seq.q_len))
         keys = (seq.slot, slice(None), slice(seq.kv_begin, seq.kv_begin + seq.kv_len))
@@ -108,9 +154,12 @@ def _reached(call: dict[str, Any], geometry: Geometry, nans: Flags) -> dict[str,
         key = nans.key[keys].repeat_interleave(geometry.group, 0)
         value = nans.value[keys].repeat_interleave(geometry.group, 0)
         score = query.any(-1)[:, :, None] | key.any(-1)[:, None, :]
+        if nans.query_rope is not None:
+            key_rope = nans.key_rope[keys].repeat_interleave(geometry.group, 0)
+            score = score | nans.query_rope[rows].any(-1)[:, :, None]
+            score = score | key_rope.any(-1)[:, None, :]
         if nans.pse is not None:
-            stored_row, stored_key, batch = stored_elements(call["pse"], geometry, seq)
-            score = score | nans.pse[batch][:, stored_row, stored_key]
+            score = score | _flags_of_scores(nans.pse, call, geometry, seq)
         # One NaN among a row's scores makes its sum one, and so all its weights.
         row = (seen & score).any(-1)
         statistics[rows] = row
@@ -130,9 +179,10 @@ def _reached(call: dict[str, Any], geometry: Geometry, nans: Flags) -> dict[str,
         from_dy = (seen.double().mT @ dy.double()) > 0
         dv[keys] = per_kv_head(weights | from_dy)
         if dpse is not None:
-            for head in range(geometry.heads):
-                at = ds[head]
-                dpse[batch, head, stored_row[at], stored_key[at]] = True
+            _mark(dpse, call, geometry, seq, ds)
+        if ropes is not None:
+            ropes[0][rows] = ds.any(-1)[..., None]
+            ropes[1][keys] = per_kv_head(ds.any(1))[..., None]
         dsink |= (row | delta).any(-1)
     layout = call.get("softmax_layout", "")
     reached = {
@@ -145,6 +195,9 @@ def _reached(call: dict[str, Any], geometry: Geometry, nans: Flags) -> dict[str,
     }
     if dpse is not None:
         reached["dpse"] = dpse
+    if ropes is not None:
+        for name, flags in zip(("dq_rope", "dk_rope"), ropes, strict=True):
+            reached[name] = geometry.as_layout(flags)
     if call.get("sink") is not None:
         reached["dsink"] = dsink
     return reached
@@ -170,7 +223,8 @@ def _cases_with(name: str, count: int) -> list[int]:
         spec = draw(seed)
         # A dense compressed pse has a million scores, too many for the booleans here.
         long = spec.pse == "compressed" and not spec.is_packed
-        if spec.dropout == "none" and not long and (name != "pse" or spec.pse != "none"):
+        present = spec.rope_dim > 0 if name in _ROPES else name != "pse" or spec.pse != "none"
+        if spec.dropout == "none" and not long and present:
             found.append(seed)
         seed += 1
     return found
@@ -195,7 +249,7 @@ def test_a_nan_reaches_exactly_those_who_see_it(name: str, seed: int) -> None:
     if name == "pse":
         nans.pse = planted["pse"].isnan()
     else:
-        heads = geometry.kv_heads if name in ("key", "value") else geometry.heads
+        heads = geometry.kv_heads if name in _OF_KV_HEADS else geometry.heads
         setattr(nans, name, geometry.heads_first(planted[name], heads).isnan())
     reached = _reached(clean, geometry, nans)
     expected = forward_and_backward(clean, clean.pop("dy"))

@@ -109,10 +109,18 @@ def _traced(call: dict, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
     group = geometry.group
     key, value = (leaves[name].repeat_interleave(group, 1) for name in ("key", "value"))
     scores = leaves["query"] @ key.mT
-    if "pse" in leaves:
-        scores = scores + leaves["pse"]
+    pse_type, scale = call.get("pse_type", 1), call["scale"]
+    if pse_type == 1:
+        scores = (scores + leaves.get("pse", 0.0)) * scale
+    elif pse_type == 0:
+        scores = scores * scale + leaves["pse"]
+    else:
+        position = torch.arange(scores.shape[-1])
+        distance = position + call["kv_start_idx"][0] - position[:, None] - call["q_start_idx"][0]
+        distance = distance.abs() if pse_type == 2 else distance.abs().double().sqrt()
+        scores = scores * scale - leaves["pse"].double()[..., None, None] * distance
     seen = torch.stack([oracle.visible_keys(call, geometry, seq) for seq in geometry.sequences])
-    scores = (scores * call["scale"]).masked_fill(~seen, -torch.inf)
+    scores = scores.masked_fill(~seen, -torch.inf)
     if "sink" in leaves:
         column = leaves["sink"].double()[None, :, None, None].expand(*scores.shape[:3], 1)
         weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
@@ -159,6 +167,65 @@ def test_gradients_agree_with_autograd(
     for actual, gradient in zip(results, gradients, strict=True):
         tolerance = 1e-6 if gradient.dtype == torch.float32 else 1e-11
         torch.testing.assert_close(actual.value, gradient.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("per_sequence", [False, True])
+@pytest.mark.parametrize("pse_type", [0, 2, 3])
+def test_gradients_of_other_biases_agree_with_autograd(pse_type: int, per_sequence: bool) -> None:
+    call = _bnsd(2, 4, 2, 9, 9, 5, 3)
+    shape = (2, 4) if per_sequence else (4,)
+    bias_shape = (2, 4, 9, 9) if per_sequence else (1, 4, 1, 9)
+    slopes = pse_type != 0
+    pse = _random(*(shape if slopes else bias_shape), seed=11)
+    call |= {
+        "pse": pse.float() if slopes else pse,
+        "pse_type": pse_type,
+        "q_start_idx": [7],
+        "kv_start_idx": [4],
+        "sink": _random(4, seed=12).float(),
+        "sparse_mode": 2,
+        "atten_mask": CAUSAL,
+    }
+    leaves = {
+        name: call[name].clone().requires_grad_() for name in ("query", "key", "value", "pse")
+    }
+    expected = _traced(call, leaves | {"sink": call["sink"]})
+    dy = _random(*expected.shape, seed=13)
+    result = oracle.attention(call, dy)
+    torch.testing.assert_close(result.out.value, expected.detach(), rtol=1e-12, atol=1e-13)
+    gradients = torch.autograd.grad(expected, list(leaves.values()), dy)
+    for actual, gradient in zip(
+        (result.dq, result.dk, result.dv, result.dpse), gradients, strict=True
+    ):
+        tolerance = 1e-6 if gradient.dtype == torch.float32 else 1e-11
+        torch.testing.assert_close(actual.value, gradient.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_start_indices_move_the_line_without_distance() -> None:
+    call = _bnsd(1, 2, 1, 5, 5, 4, 4)
+    call |= {"pse": torch.tensor([1.0, 0.5]), "pse_type": 2, "q_start_idx": [2, 9]}
+    unmoved = oracle.attention(call)  # both or none
+    call["kv_start_idx"] = [4, 9]
+    moved = oracle.attention(call)
+    distance = (torch.arange(5) + 2 - torch.arange(5)[:, None]).abs()
+    bias = -call["pse"].double()[None, :, None, None] * distance
+    expected = oracle.attention({**call, "pse": bias, "pse_type": 0})
+    assert torch.equal(moved.out.value, expected.out.value)
+    del call["q_start_idx"], call["kv_start_idx"]
+    assert torch.equal(unmoved.out.value, oracle.attention(call).out.value)
+    assert not torch.allclose(unmoved.out.value, moved.out.value)
+
+
+def test_ropes_are_more_channels_of_the_scores() -> None:
+    call = _packed([3, 8], [5, 9], atten_mask=CAUSAL, sparse_mode=2)
+    ropes = {"query_rope": _random(8, 1, 3, seed=5), "key_rope": _random(9, 1, 3, seed=6)}
+    wide = {name: torch.cat([call[name], ropes[f"{name}_rope"]], -1) for name in ("query", "key")}
+    dy = _random(8, 1, 4, seed=7)
+    split, whole = oracle.attention(call | ropes, dy), oracle.attention(call | wide, dy)
+    torch.testing.assert_close(split.out.value, whole.out.value)
+    for part, rope, both in (("dq", "dq_rope", "dq"), ("dk", "dk_rope", "dk")):
+        joined = torch.cat([getattr(split, part).value, getattr(split, rope).value], -1)
+        torch.testing.assert_close(joined, getattr(whole, both).value)
 
 
 def _packed(q_ends: list[int], kv_ends: list[int], **more: object) -> dict:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls import assert_same_bits
+from calls import assert_same_bits, forward
 from case_tensors import case, compressed_mask
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -34,7 +34,7 @@ from fusion_attention import (
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording.saved import RESULTS
 
-DIFFERENTIABLE = ("query", "key", "value", "pse", "sink")
+DIFFERENTIABLE = ("query", "key", "value", "pse", "sink", "query_rope", "key_rope")
 CAUSAL = compressed_mask(3)
 
 
@@ -44,7 +44,7 @@ def folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def random_call(seed: int) -> dict[str, Any]:
-    """A legal call of the first function, forward and backward, and its dy."""
+    """A legal call of the first function or the second, forward and backward, and its dy."""
     drawn = case(seed)
     call = {n: x.clone() if n == "sink" else x for n, x in drawn.call.items()}
     for name in DIFFERENTIABLE:
@@ -56,7 +56,7 @@ def random_call(seed: int) -> dict[str, Any]:
 def make(call: dict[str, Any]) -> dict[str, Tensor]:
     """Output and gradients."""
     arguments = {n: x for n, x in call.items() if n != "dy"}
-    out = npu_fusion_attention(**arguments)[0]
+    out = forward(arguments)[0]
     leaves = {n: arguments[n] for n in DIFFERENTIABLE if isinstance(arguments.get(n), Tensor)}
     gradients = torch.autograd.grad(out, list(leaves.values()), call["dy"])
     return {"out": out.detach()} | {f"d{n}": x for n, x in zip(leaves, gradients, strict=True)}

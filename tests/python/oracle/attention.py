@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from oracle.bias import stored_elements
+from oracle.bias import bias_of
 from oracle.dropout import keep_mask, unpack
 from oracle.geometry import FLT_MAX, Geometry
 from oracle.visibility import reports_invalid_rows, visible_keys
@@ -37,7 +37,7 @@ class Quantity:
 class Result:
     """All results of one call.
 
-    Gradients are None where no dy was given, dpse and dsink also where there is no such input.
+    Gradients are None where no dy was given, and where there is no such input.
     """
 
     out: Quantity
@@ -49,6 +49,8 @@ class Result:
     dv: Quantity | None = None
     dpse: Quantity | None = None
     dsink: Quantity | None = None
+    dq_rope: Quantity | None = None
+    dk_rope: Quantity | None = None
 
     def quantities(self) -> dict[str, Quantity]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -103,10 +105,11 @@ def attention(
     dy: torch.Tensor | None = None,
     attention_in: torch.Tensor | None = None,
 ) -> Result:
-    """What `npu_fusion_attention(**call)` and its gradient must return.
+    """What a call of the operator and its gradient must return.
 
     Args:
-        call: the arguments by name, tensors as the caller holds them.
+        call: the arguments of npu_fusion_attention by name, and of those that only _v2 has; tensors
+            as the caller holds them.
         dy: gradient of attention_out in the call's layout; None computes the forward results alone.
         attention_in: attention_out as the forward pass stored it; None takes the exact one.
     """
@@ -115,6 +118,10 @@ def attention(
     key = geometry.heads_first(call["key"], geometry.kv_heads).double()
     value = geometry.heads_first(call["value"], geometry.kv_heads).double()
     pse, sink = call.get("pse"), call.get("sink")
+    has_ropes = call.get("query_rope") is not None
+    if has_ropes:
+        query_rope = geometry.heads_first(call["query_rope"], geometry.heads).double()
+        key_rope = geometry.heads_first(call["key_rope"], geometry.kv_heads).double()
     tiny = _smallest_weight(call["query"].dtype)
     scale = float(call.get("scale", 1.0))
     invalid_rows = reports_invalid_rows(call, geometry)
@@ -131,6 +138,8 @@ def attention(
         dq, dk, dv = _Sums(*query.shape), _Sums(*key.shape), _Sums(*value.shape)
         dpse = None if pse is None else _Sums(*pse.shape)
         dsink = None if sink is None else _Sums(heads)
+        if has_ropes:
+            dq_rope, dk_rope = _Sums(*query_rope.shape), _Sums(*key_rope.shape)
 
     first_element = 0
     for seq in geometry.sequences:
@@ -150,17 +159,27 @@ def attention(
         k = key[keys].repeat_interleave(group, 0)
         v = value[keys].repeat_interleave(group, 0)
         raw, raw_magnitude = _product(q, k.mT), q.abs() @ k.abs().mT
-        if pse is not None:
-            stored = stored_elements(pse, geometry, seq)
-            bias = pse[stored[2]].double()[:, stored[0], stored[1]]
-            raw, raw_magnitude = raw + bias, raw_magnitude + bias.abs()
+        if has_ropes:
+            q_rope, k_rope = query_rope[rows], key_rope[keys].repeat_interleave(group, 0)
+            raw = raw + _product(q_rope, k_rope.mT)
+            raw_magnitude = raw_magnitude + q_rope.abs() @ k_rope.abs().mT
+        bias = bias_of(call, geometry, seq)
+        scaled, magnitude = raw * scale, raw_magnitude * abs(scale)
+        size = scaled.abs()
+        if bias is not None and bias.after_scale:
+            scaled, magnitude = scaled + bias.values, magnitude + bias.values.abs()
+            size = size + bias.values.abs()  # of the parts: their sum may cancel
+        elif bias is not None:
+            scaled = (raw + bias.values) * scale
+            magnitude = magnitude + bias.values.abs() * abs(scale)
+            size = scaled.abs()
         seen = visible_keys(call, geometry, seq)
-        scores = torch.where(seen, raw * scale, -torch.inf)
+        scores = torch.where(seen, scaled, -torch.inf)
 
         # Softmax. A row without a finite score to start from has no weights at all.
         maximum = scores.amax(-1)
-        limit = torch.where(seen, raw.abs() * abs(scale), 0.0).amax(-1)
-        limit_magnitude = torch.where(seen, raw_magnitude * abs(scale), 0.0).amax(-1)
+        limit = torch.where(seen, size, 0.0).amax(-1)
+        limit_magnitude = torch.where(seen, magnitude, 0.0).amax(-1)
         if sink is not None:
             sinks = sink.double()[:, None]
             maximum = torch.maximum(maximum, sinks)
@@ -210,14 +229,20 @@ def attention(
         dv.value[keys] = per_kv_head((p * factor).mT @ d_out).sum(1)
         dv.magnitude[keys] = per_kv_head((p_magnitude * factor).mT @ d_out.abs()).sum(1)
         dv.score[keys] = per_kv_head(key_limit).amax(1)
+        if has_ropes:
+            dq_rope.value[rows] = scale * ds @ k_rope
+            dq_rope.magnitude[rows] = abs(scale) * ds_magnitude @ k_rope.abs()
+            dq_rope.score[rows] = limit[..., None]
+            dk_rope.value[keys] = per_kv_head(scale * ds.mT @ q_rope).sum(1)
+            dk_rope.magnitude[keys] = per_kv_head(abs(scale) * ds_magnitude.mT @ q_rope.abs()).sum(
+                1
+            )
+            dk_rope.score[keys] = per_kv_head(key_limit).amax(1)
         if dpse is not None:
-            for sums, terms in (
-                (dpse.value, scale * ds),
-                (dpse.magnitude, abs(scale) * ds_magnitude),
-            ):
-                terms = torch.where(seen, terms, 0.0)
-                for head in range(heads):
-                    sums[stored[2], head].index_put_(stored[:2], terms[head], accumulate=True)
+            slope = 1.0 if bias.after_scale else scale
+            bias.add_gradient(dpse.value, torch.where(seen, slope * ds, 0.0))
+            magnitude = torch.where(seen, abs(slope) * ds_magnitude, 0.0)
+            bias.add_gradient_magnitude(dpse.magnitude, magnitude)
             dpse.score.clamp_(min=limit.max())
         if dsink is not None:
             p_sink = torch.where(empty, 0.0, (sinks - maximum).exp() / total)
@@ -243,4 +268,6 @@ def attention(
         dv=dv.done(geometry.as_layout),
         dpse=None if dpse is None else dpse.done(),
         dsink=None if dsink is None else dsink.done(),
+        dq_rope=dq_rope.done(geometry.as_layout) if has_ropes else None,
+        dk_rope=dk_rope.done(geometry.as_layout) if has_ropes else None,
     )
