@@ -6,9 +6,8 @@ import random
 from typing import Any
 
 import torch
-from oracle import Geometry
-
 from cases import COMPRESSED_ROWS, Case, Spec, draw
+from oracle import Geometry
 
 
 @functools.cache

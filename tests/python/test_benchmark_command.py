@@ -17,6 +17,7 @@ from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch, dense_mask
 from fusion_attention.benchmark.verify import verify
+from fusion_attention.cli import bench
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TINY = ["bench", "--lengths", "8", "24", "--heads", "2", "--head-dim", "8", "--seconds", "0"]
@@ -39,6 +40,12 @@ def test_json_has_a_row_for_everything(capsys: pytest.CaptureFixture[str]) -> No
     flops = {(x["direction"], x["causal"]): x["flops"] for x in content["rows"][-8:]}
     assert flops["training", False] == 14 * full * 8
     assert flops["training", True] == 14 * causal * 8
+
+
+def test_times_have_three_digits_and_no_exponent() -> None:
+    seconds = (0.0000345678, 0.01, 0.9994, 0.9996, 1.1112, 12.34567)
+    shown = ["0.0346", "10", "999", "1000", "1111", "12346"]
+    assert [bench._milliseconds(x) for x in seconds] == shown
 
 
 @pytest.mark.parametrize("rich", [True, False])

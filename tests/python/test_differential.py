@@ -14,9 +14,8 @@ from collections.abc import Iterator
 import differential
 import pytest
 import torch
-from simd import simd_targets
-
 from cases import draw, features
+from simd import simd_targets
 
 CASES = int(os.environ.get("FUSION_ATTENTION_CASES", "3000"))
 CHUNK = 50

@@ -11,11 +11,10 @@ import pytest
 import torch
 from calls import Results, assert_same_bits, forward_and_backward
 from case_tensors import case
+from cases import draw
 from oracle import Geometry, visible_keys
 from oracle.bias import bias_of
 from oracle.geometry import Sequence
-
-from cases import draw
 
 _ROPES = ("query_rope", "key_rope")
 _INPUTS = ("query", "key", "value", "pse", "dy", *_ROPES)

@@ -38,8 +38,9 @@ _positive.__name__ = "positive integer"  # argparse puts it into its messages
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--quick", action="store_true", help="shorter, under half a minute")
+    lengths = " ".join(map(str, _LENGTHS))
     parser.add_argument(
-        "--lengths", type=_positive, nargs="+", metavar="S", help=f"tokens; default {_LENGTHS}"
+        "--lengths", type=_positive, nargs="+", metavar="S", help=f"tokens; default: {lengths}"
     )
     parser.add_argument(
         "--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"], help="default: fp32 bf16"
@@ -106,14 +107,20 @@ def _show_progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def _milliseconds(seconds: float) -> str:
+    """Three digits, all of them before an exponent would come."""
+    time = seconds * 1e3
+    return f"{time:.3g}" if time < 999.5 else f"{time:.0f}"
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         DIRECTION_NAMES[row.direction],
         row.dtype,
         row.mask,
         str(row.length),
-        f"{row.ours * 1e3:.3g}",
-        f"{row.torch * 1e3:.3g}",
+        _milliseconds(row.ours),
+        _milliseconds(row.torch),
         f"{row.ratio:.2f}",
         f"{row.flops / row.ours * 1e-9:.0f}",
     )
