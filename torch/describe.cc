@@ -136,12 +136,22 @@ void ReturnText(StableIValue* place, const std::string& text) {
   *place = torch::stable::detail::from(text);
 }
 
+std::string Joined(const std::vector<std::string>& names) {
+  std::string joined;
+  for (const std::string& name : names) joined += (joined.empty() ? "" : ",") + name;
+  return joined;
+}
+
 }  // namespace
 
-void Targets(StableIValue* stack, uint64_t, uint64_t) {
-  std::string joined;
-  for (const std::string& name : TargetNames()) joined += (joined.empty() ? "" : ",") + name;
-  ReturnText(stack, joined);
+void Targets(StableIValue* stack, uint64_t, uint64_t) { ReturnText(stack, Joined(TargetNames())); }
+
+void BuiltTargets(StableIValue* stack, uint64_t, uint64_t) {
+  ReturnText(stack, Joined(BuiltTargetNames()));
+}
+
+void Backends(StableIValue* stack, uint64_t, uint64_t) {
+  ReturnText(stack, Joined(BackendNames()));
 }
 
 void Target(StableIValue* stack, uint64_t, uint64_t) {

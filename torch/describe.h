@@ -6,9 +6,12 @@
 
 namespace fusion_attention::torch_front_end {
 
-// The SIMD targets that this CPU can run, best first, separated by commas.
+// Names, best first, separated by commas: the SIMD targets that this CPU can run, those that this
+// build has, and the backends.
 void Targets(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
-// The one in use; raises where FUSION_ATTENTION_TARGET names one that is not there.
+void BuiltTargets(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+void Backends(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
+// The target in use; raises where FUSION_ATTENTION_TARGET names one that is not there.
 void Target(StableIValue* stack, uint64_t num_inputs, uint64_t num_outputs);
 // (sequences, facts) of a call that passes the checks on shapes; reads no data.
 // `sequences` is int64 [n, 10] on the CPU, a row for each run of equal sequences: index of the

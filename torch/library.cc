@@ -37,6 +37,8 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
   library.def("describe(" FUSION_ATTENTION_CHECKED ") -> (Tensor sequences, str facts)");
   library.def("row_keys(Tensor sequence) -> Tensor");
   library.def("targets() -> str");
+  library.def("built_targets() -> str");
+  library.def("backends() -> str");
   library.def("target() -> str");
 }
 
@@ -54,5 +56,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CompositeExplicitAutograd, library) 
   library.impl("describe", &fusion_attention::torch_front_end::Describe);
   library.impl("row_keys", &fusion_attention::torch_front_end::RowKeys);
   library.impl("targets", &fusion_attention::torch_front_end::Targets);
+  library.impl("built_targets", &fusion_attention::torch_front_end::BuiltTargets);
+  library.impl("backends", &fusion_attention::torch_front_end::Backends);
   library.impl("target", &fusion_attention::torch_front_end::Target);
 }

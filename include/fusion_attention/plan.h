@@ -45,6 +45,7 @@ std::vector<std::string> BackendNames();
 // "neon", ...), and the one in use: the first, or the one that the environment variable
 // FUSION_ATTENTION_TARGET names.
 std::vector<std::string> TargetNames();
+std::vector<std::string> BuiltTargetNames();  // those this build has, whatever the CPU
 StatusOr<std::string> SelectedTarget();
 
 }  // namespace fusion_attention

@@ -50,6 +50,16 @@ def targets() -> list[str]:
     return torch.ops.fusion_attention.targets.default().split(",")
 
 
+def built_targets() -> list[str]:
+    """Returns the SIMD targets that this build has, whatever the CPU, best first."""
+    return torch.ops.fusion_attention.built_targets.default().split(",")
+
+
+def backends() -> list[str]:
+    """Returns the names of the backends, in order of preference."""
+    return torch.ops.fusion_attention.backends.default().split(",")
+
+
 def target() -> str:
     """Returns the SIMD target in use: the best, or what FUSION_ATTENTION_TARGET names.
 

@@ -21,7 +21,7 @@ class Optional(NamedTuple):
 PACKAGES = {
     "matplotlib": Optional("pictures of masks and plots of speed", "pictures"),
     "rich": Optional("tables and progress in a terminal", "terminal"),
-    "safetensors": Optional("record and replay", "recording"),
+    "safetensors": Optional("replay and load_call", "recording"),
     "transformers": Optional("attention functions for Hugging Face models", "transformers"),
 }
 

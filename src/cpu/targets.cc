@@ -25,8 +25,18 @@ constexpr NamedTarget kTargets[] = {
     {"neon", HWY_NEON},
 };
 
+bool IsBuilt(const NamedTarget& target) { return KernelsOf<float>(target.bit) != nullptr; }
+
 bool CanRun(const NamedTarget& target) {
-  return KernelsOf<float>(target.bit) != nullptr && (hwy::SupportedTargets() & target.bit) != 0;
+  return IsBuilt(target) && (hwy::SupportedTargets() & target.bit) != 0;
+}
+
+std::vector<std::string> NamesWhere(bool (*holds)(const NamedTarget&)) {
+  std::vector<std::string> names;
+  for (const NamedTarget& target : kTargets) {
+    if (holds(target)) names.push_back(target.name);
+  }
+  return names;
 }
 
 StatusOr<Kernels> Select() {
@@ -55,13 +65,9 @@ const StatusOr<Kernels>& SelectedKernels() {
 
 }  // namespace cpu
 
-std::vector<std::string> TargetNames() {
-  std::vector<std::string> names;
-  for (const cpu::NamedTarget& target : cpu::kTargets) {
-    if (cpu::CanRun(target)) names.push_back(target.name);
-  }
-  return names;
-}
+std::vector<std::string> TargetNames() { return cpu::NamesWhere(cpu::CanRun); }
+
+std::vector<std::string> BuiltTargetNames() { return cpu::NamesWhere(cpu::IsBuilt); }
 
 StatusOr<std::string> SelectedTarget() {
   const auto& kernels = cpu::SelectedKernels();

@@ -1,6 +1,7 @@
 """The command line: help, unknown commands, exit statuses, and what importing the package loads."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from simd import simd_targets
 
 import fusion_attention
 from fusion_attention import _environment, _optional, cli
@@ -16,13 +18,14 @@ from fusion_attention._errors import FeatureError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m fusion_attention` with these arguments in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fusion_attention", *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, **environment},
     )
 
 
@@ -98,15 +101,28 @@ def test_info_in_text_and_in_json_tells_the_same() -> None:
     assert set(facts["optional_packages"]) == set(_optional.PACKAGES)
 
 
-def test_info_says_where_the_number_of_threads_comes_from() -> None:
-    completed = subprocess.run(
-        [sys.executable, "-m", "fusion_attention", "info", "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(sys.path)},
+def test_info_says_where_targets_and_threads_come_from() -> None:
+    last = simd_targets()[-1]
+    facts = json.loads(
+        command("info", "--json", OMP_NUM_THREADS="1", FUSION_ATTENTION_TARGET=last).stdout
     )
-    assert json.loads(completed.stdout)["threads"] == {"count": 1, "why": "OMP_NUM_THREADS=1"}
+    assert facts["threads"] == {"count": 1, "why": "OMP_NUM_THREADS=1"}
+    targets = facts["simd_targets"]
+    assert targets["runnable"] == simd_targets()
+    assert set(targets["runnable"]) <= set(targets["built"])
+    assert targets["selected"] == last
+    assert targets["why"] == "FUSION_ATTENTION_TARGET names it"
+    assert facts["environment"]["FUSION_ATTENTION_TARGET"] == last
+    assert facts["backends"] == ["cpu", "reference"]
+    assert facts["torch_npu"] is None
+
+
+def test_info_says_what_is_wrong_with_a_target() -> None:
+    completed = command("info", FUSION_ATTENTION_TARGET="mmx")
+    assert completed.returncode == 0
+    assert "SIMD target" in completed.stdout
+    assert "NONE: npu_fusion_attention: expected the environment variable" in completed.stdout
+    assert "but got mmx." in completed.stdout
 
 
 def test_every_variable_that_is_read_is_listed() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import fusion_attention
-from fusion_attention import _machine, _optional
+from fusion_attention import _library, _machine, _optional
 from fusion_attention._environment import VARIABLES
 
 HELP = "say what is installed, what this machine offers and what is selected"
@@ -48,6 +48,12 @@ def facts() -> dict[str, Any]:
             "cores": _machine.cores(),
             "flags": _machine.cpu_flags(),
         },
+        "simd_targets": {
+            "built": _library.built_targets(),
+            "runnable": _library.targets(),
+            **dict(zip(("selected", "why"), _selected(), strict=True)),
+        },
+        "backends": _library.backends(),
         "threads": {"count": torch.get_num_threads(), "why": _why_threads()},
         "torch_npu": _version("torch_npu") if _optional.is_installed("torch_npu") else None,
         "environment": {name: os.environ.get(name) for name in (*VARIABLES, *_THREAD_VARIABLES)},
@@ -69,6 +75,17 @@ def _version(package: str) -> str:
         return "of unknown version"
 
 
+def _selected() -> tuple[str | None, str]:
+    """Returns the SIMD target in use, if any, and why it is that one."""
+    try:
+        target = _library.target()
+    except RuntimeError as error:
+        return None, str(error)
+    if os.environ.get("FUSION_ATTENTION_TARGET"):
+        return target, "FUSION_ATTENTION_TARGET names it"
+    return target, "the best one that this build has and this CPU can run"
+
+
 def _why_threads() -> str:
     count = torch.get_num_threads()
     for name in _THREAD_VARIABLES:
@@ -82,19 +99,22 @@ def _why_threads() -> str:
 def render(found: dict[str, Any]) -> str:
     """Returns the facts as text for a terminal."""
     cpu, threads = found["cpu"], found["threads"]
-    vendor = found["torch_npu"]
+    simd, vendor = found["simd_targets"], found["torch_npu"]
     lines = [
         ("fusion_attention", f"{found['fusion_attention']} in {found['folder']}"),
         ("torch", found["torch"]),
         ("python", f"{found['python']} on {found['system']}"),
         ("cpu", f"{cpu['name']}, {cpu['cores']} cores for this process"),
         ("", " ".join(cpu["flags"]) or "no flags known"),
+        ("SIMD target", f"{simd['selected'] or 'NONE'}: {simd['why']}"),
+        ("", f"built {', '.join(simd['built'])}; this CPU runs {', '.join(simd['runnable'])}"),
+        ("backends", f"{', '.join(found['backends'])} (the first that supports a call runs it)"),
         ("threads", f"{threads['count']}: {threads['why']} (torch.set_num_threads changes it)"),
         (
             "torch_npu",
             f"{vendor}: gets the calls on NPU tensors"
             if vendor
-            else "not installed: calls on NPU tensors are refused",
+            else "not installed: `python -m fusion_attention run` stands in for it",
         ),
     ]
     environment = [

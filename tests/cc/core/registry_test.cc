@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "fusion_attention/plan.h"
 
 namespace fusion_attention {
@@ -76,6 +78,16 @@ Call SmallCall() {
 
 TEST(Plan, CpuIsPreferredToTheReference) {
   EXPECT_EQ(BackendNames(), (std::vector<std::string>{"cpu", "reference"}));
+}
+
+TEST(Targets, RunnableOnesAreAmongTheBuiltOnesInTheSameOrder) {
+  const std::vector<std::string> built = BuiltTargetNames();
+  auto next = built.begin();
+  for (const std::string& name : TargetNames()) {
+    next = std::find(next, built.end(), name);
+    ASSERT_NE(next, built.end()) << name;
+  }
+  EXPECT_FALSE(TargetNames().empty());
 }
 
 TEST(Plan, RunsOnTheBackendAskedFor) {
