@@ -5,17 +5,6 @@
 
 namespace fusion_attention::cpu {
 
-PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
-                const RowIntervals& intervals, int64_t head, int64_t row, Span keys) {
-  const int64_t base = sequence.batch * strides.batch + head * strides.head;
-  if (problem.pse.kind == PseKind::kDense)
-    return {base + row * strides.row + keys.begin * strides.key, keys.size()};
-  // A compressed pse has an element only for keys that the causal row sees.
-  const PseElement element = problem.CompressedPse(sequence, row, keys.begin);
-  const int64_t visible = std::clamp<int64_t>(intervals.End(row) - keys.begin, 0, keys.size());
-  return {base + element.row * strides.row + element.key * strides.key, visible};
-}
-
 namespace {
 
 // line[n] = what a slope is multiplied with where key - row + StartOffset is furthest - n. Exact
@@ -45,6 +34,17 @@ TileBias<T> SlopeBias(const Job<T>& job, const Sequence& sequence, int64_t head,
 }
 
 }  // namespace
+
+PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
+                const RowIntervals& intervals, int64_t head, int64_t row, Span keys) {
+  const int64_t base = sequence.batch * strides.batch + head * strides.head;
+  if (problem.pse.kind == PseKind::kDense)
+    return {base + row * strides.row + keys.begin * strides.key, keys.size()};
+  // A compressed pse has an element only for keys that the causal row sees.
+  const PseElement element = problem.CompressedPse(sequence, row, keys.begin);
+  const int64_t visible = std::clamp<int64_t>(intervals.End(row) - keys.begin, 0, keys.size());
+  return {base + element.row * strides.row + element.key * strides.key, visible};
+}
 
 template <typename T>
 TileBias<T> ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,

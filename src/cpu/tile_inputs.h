@@ -21,7 +21,7 @@ struct TileScratch {
     bias_rows = arena.Take<T>(tile);
     bias = arena.Take<T>(std::max(tile, line));
     distance = arena.Take<double>(line);
-    distance_sums = arena.Take<double>(job.rows);
+    distance_sums = arena.Take<double>(kind == PseKind::kSlopes ? job.rows : 0);
   }
   BitWord* visible;
   BitWord* keep;
@@ -29,7 +29,7 @@ struct TileScratch {
   T* bias_rows;           // [row][key]
   T* bias;                // [key][row]; slopes: a line
   double* distance;       // slopes: the line that bias is a multiple of
-  double* distance_sums;  // [row]
+  double* distance_sums;  // slopes: [row]
 };
 
 // The bias of a tile: that of its first key at `values`, of each further one `key_stride` later.

@@ -43,8 +43,7 @@ void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t key_stride, 
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  // One of the factors is 1 or a sign, so the sum is all that is rounded beside one product at
-  // most.
+  // bias_factor is 1, -1 or 0: its product is exact, and the multiply-add rounds once.
   const auto of_score = hn::Set(d, score_factor);
   const auto of_bias = hn::Set(d, bias_factor);
   for (int64_t j = 0; j < block_rows; j += lanes) {
