@@ -29,8 +29,6 @@ __version__ = (
     f"{torch.__version__.partition('+')[0]}+fusion.attention.{fusion_attention.__version__}"
 )
 
-install_for_children = _import.install_for_children
-
 _SUBMODULES = ("contrib", "npu", "testing")
 _vendor = _import.vendor_is_installed()
 _library: torch.library.Library | None = None
@@ -70,15 +68,27 @@ def install(compat: str | None = None) -> None:
             _library = _family.add_to_vendor(importlib.import_module("torch_npu"))
     else:
         if _library is None:
-            from fusion_attention.torch_npu import _device, npu
+            from fusion_attention.torch_npu import _compile, _device, _distributed, npu
 
             _device.install(npu)
+            _compile.install()
+            _distributed.install()
             _import.install()
         else:
             _library._destroy()
         _library = _family.define_operators(profile)
     for name in _family.NAMES:
         globals()[name] = _family.function(name, profile)
+
+
+def install_for_children() -> None:
+    """Makes `import torch_npu` work in the processes that this one starts.
+
+    In spawned ones, in a launcher's, in workers: they find the stand-in on their path. Where the
+    vendor's package is installed it does nothing.
+    """
+    if not _vendor:
+        _import.install_for_children()
 
 
 def __getattr__(name: str) -> Any:

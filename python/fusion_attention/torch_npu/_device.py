@@ -6,7 +6,6 @@ work everywhere, and tensor.device is cpu. What such an operator allocates is ma
 it to the device again moves nothing. Knows nothing of attention.
 """
 
-import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -15,8 +14,21 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
+from fusion_attention.torch_npu._wrap import wrap
+
+_CPU = torch.device("cpu")
 _MARK = "_fusion_attention_npu"
-_libraries: list[torch.library.Library] = []  # what they register lives as long as they do
+# All operators that make a tensor on a device and have no kernel for every device. The others,
+# zeros, randn, copies..., are made of the first two.
+_MAKERS = (
+    "empty.memory_format",
+    "empty_strided",
+    "tril_indices",
+    "triu_indices",
+    "from_file",
+    "_efficientzerotensor",
+)
+_library = torch.library.Library("aten", "IMPL")  # the kernels live as long as it does
 
 
 class _Hooks(torch._C._acc.PrivateUse1Hooks):
@@ -33,24 +45,29 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
 def install(module: ModuleType) -> None:
     """Makes "npu" a device of PyTorch, with `module` as torch.npu."""
     backend_registration._setup_privateuseone_for_python_backend("npu", module, hook=_Hooks())
-    fallback = torch.library.Library("_", "IMPL")
-    fallback.fallback(_make_on_cpu, "PrivateUse1")
-    streams = torch.library.Library("aten", "IMPL")
-    streams.impl("record_stream", _ignore_stream, "CPU")
-    _libraries.extend((fallback, streams))
+    backend_registration._generate_storage_methods_for_privateuse1_backend("npu")
+    for name in _MAKERS:
+        _library.impl(name, _maker(name), "PrivateUse1")
+    _library.impl("record_stream", _ignore_stream, "CPU")
 
-    torch.Tensor.to = _wrap(torch.Tensor.to, _to)
-    torch.Tensor.cpu = _wrap(torch.Tensor.cpu, _cpu)
-    torch.Tensor.pin_memory = _wrap(torch.Tensor.pin_memory, _pin_memory)
-    torch.UntypedStorage.npu = _storage_to_npu
-    # Before PyTorch's own for a spare device (23), which would allocate there.
+    torch.Tensor.npu = _npu
+    torch.Tensor.to = wrap(torch.Tensor.to, _to)
+    torch.Tensor.cpu = wrap(torch.Tensor.cpu, _cpu)
+    torch.Tensor.pin_memory = wrap(torch.Tensor.pin_memory, _pin_memory)
+    torch.UntypedStorage.__new__ = staticmethod(wrap(torch.UntypedStorage.__new__, _storage))
+    # Before PyTorch's own for a spare device (23), which asks for as many devices as were saved.
     torch.serialization.register_package(9, lambda storage: None, _storage_from_file)
-    torch.autocast.__init__ = _wrap(torch.autocast.__init__, _autocast_on_cpu)
+    torch.autocast.__init__ = wrap(torch.autocast.__init__, _autocast_on_cpu)
     torch.Generator = _Generator
     parallel = torch.nn.parallel.DistributedDataParallel
-    parallel.__init__ = _wrap(parallel.__init__, _parallel_on_cpu)
-    for name in ("device_count", "synchronize", "current_stream", "set_stream", "empty_cache"):
-        setattr(torch.accelerator, name, getattr(module, name))
+    parallel.__init__ = wrap(parallel.__init__, _parallel_on_cpu)
+    for name in ("device_count", "synchronize", "empty_cache"):
+        setattr(torch.accelerator, name, _forwarding(getattr(module, name)))
+
+
+def _forwarding(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns another function that does the same: PyTorch's compiler wants one for each name."""
+    return lambda *args, **kwargs: function(*args, **kwargs)
 
 
 def is_resident(tensor: Tensor) -> bool:
@@ -65,30 +82,22 @@ def is_resident(tensor: Tensor) -> bool:
         return False
 
 
-def _make_on_cpu(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """The kernel of every operator that has none for the device, and that is all of them."""
-    if "device" in kwargs:
-        kwargs["device"] = torch.device("cpu")
-    if "pin_memory" in kwargs:
-        kwargs["pin_memory"] = False
-    result = op(*args, **kwargs)
-    if isinstance(result, Tensor) and result.layout is torch.strided:
-        setattr(result.untyped_storage(), _MARK, True)
-    return result
+def _maker(name: str) -> Callable[..., Tensor]:
+    """Returns the device's kernel for an operator: the CPU's, and a mark on the memory."""
+    packet, _, overload = name.partition(".")
+    operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+    def make(*args: Any, **kwargs: Any) -> Tensor:
+        kwargs |= {"device": _CPU, "pin_memory": False}
+        tensor = operator(*args, **kwargs)
+        setattr(tensor.untyped_storage(), _MARK, True)
+        return tensor
+
+    return make
 
 
 def _ignore_stream(tensor: Tensor, stream: torch.Stream) -> None:
     """Memory of the CPU is freed by nobody else's stream."""
-
-
-def _wrap(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `replacement` with `original` as its first argument, looking like `original`."""
-
-    @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return replacement(original, *args, **kwargs)
-
-    return wrapper
 
 
 def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
@@ -107,14 +116,23 @@ def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     return None
 
 
+def _npu(tensor: Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Tensor:
+    """Tensor.npu(): moves to the device, or to the one of this index."""
+    if device is None or isinstance(device, int):
+        device = "npu" if device is None else f"npu:{device}"
+    return tensor.to(device, non_blocking=non_blocking, **kwargs)
+
+
 def _to(original: Callable[..., Tensor], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Copies from the host to the device and back, as between two memories."""
+    if torch.compiler.is_compiling():  # what stands in a traced program, _compile.py replaces
+        return original(tensor, *args, **kwargs)
     target = _target(args, kwargs)
     if target == "npu" and is_resident(tensor):
         if args:
-            args = ("cpu", *args[1:])
+            args = (_CPU, *args[1:])
         else:
-            kwargs["device"] = "cpu"
+            kwargs["device"] = _CPU
         return original(tensor, *args, **kwargs)
     moved = original(tensor, *args, **kwargs)
     return moved.clone() if target == "cpu" and moved is tensor else moved
@@ -122,7 +140,7 @@ def _to(original: Callable[..., Tensor], tensor: Tensor, *args: Any, **kwargs: A
 
 def _cpu(original: Callable[..., Tensor], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     moved = original(tensor, *args, **kwargs)
-    return moved.clone() if moved is tensor else moved
+    return moved.clone() if moved is tensor and not torch.compiler.is_compiling() else moved
 
 
 def _pin_memory(
@@ -132,17 +150,20 @@ def _pin_memory(
     return tensor
 
 
-def _storage_to_npu(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
-    if hasattr(storage, _MARK):
-        return storage
-    moved = storage.clone()
-    setattr(moved, _MARK, True)
-    return moved
+def _storage(
+    original: Callable[..., torch.UntypedStorage], cls: type, *args: Any, device: Any = None
+) -> torch.UntypedStorage:
+    """Makes bare memory, as torch.load(map_location="npu") does."""
+    if device is None or torch.device(device).type != "npu":
+        return original(cls, *args, device=device)
+    made = original(cls, *args, device="cpu")
+    setattr(made, _MARK, True)
+    return made
 
 
 def _storage_from_file(storage: torch.UntypedStorage, location: str) -> Any:
     """Loads what was saved on a device, or is mapped to it; None leaves it to others."""
-    return _storage_to_npu(storage) if location.partition(":")[0] == "npu" else None
+    return storage.npu() if location.partition(":")[0] == "npu" else None
 
 
 def _autocast_on_cpu(

@@ -8,7 +8,7 @@ would. Knows nothing of the device "npu".
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,17 +19,16 @@ import fusion_attention
 from fusion_attention._arguments import Integers
 from fusion_attention.torch_npu._absent import absent
 
-#: What the vendor's package calls the functions, and what this package calls them.
-NAMES = {
-    "npu_fusion_attention": "npu_fusion_attention",
-    "npu_fusion_attention_grad": "npu_fusion_attention_grad",
-    "npu_fusion_attention_v2": "npu_fusion_attention_v2",
-    "npu_fusion_attention_grad_v2": "npu_fusion_attention_grad_v2",
-    "npu_fusion_attention_v3": "npu_fusion_attention_v3",
-    "npu_fusion_attention_grad_v3": "npu_fusion_attention_grad_v3",
-    "npu_ring_attention_update": "npu_ring_attention_update",
-}
-NAMES = {name: ours for name, ours in NAMES.items() if hasattr(fusion_attention, ours)}
+NAMES = (
+    "npu_fusion_attention",
+    "npu_fusion_attention_grad",
+    "npu_fusion_attention_v2",
+    "npu_fusion_attention_grad_v2",
+    "npu_fusion_attention_v3",
+    "npu_fusion_attention_grad_v3",
+    "npu_ring_attention_update",
+    "_npu_dropout_gen_mask",
+)
 
 NEWEST = "newest"
 #: Release of the vendor's package -> the parameters that came after it. (The seed and offset that
@@ -52,12 +51,13 @@ _SCHEMA_TYPES: dict[Any, str] = {
     bool: "bool",
     str: "str",
     Integers: "int[]?",
+    Sequence[int]: "int[]",
 }
 
 
 def function(name: str, profile: str) -> Callable[..., Any]:
     """Returns the function of this name as the release has it."""
-    newest = getattr(fusion_attention, NAMES[name])
+    newest = getattr(fusion_attention, name)
     lacks = _lacks(name, profile)
     parameters = inspect.signature(newest).parameters
     if not lacks & parameters.keys():
@@ -82,7 +82,7 @@ def function(name: str, profile: str) -> Callable[..., Any]:
 
 def schema(name: str, profile: str) -> str:
     """Returns the operator's schema in the release."""
-    newest = inspect.signature(getattr(fusion_attention, NAMES[name]))
+    newest = inspect.signature(getattr(fusion_attention, name))
     given = function(name, profile)
     parts, starred = [], False
     for parameter in inspect.signature(given).parameters.values():
@@ -97,9 +97,9 @@ def schema(name: str, profile: str) -> str:
             default = parameter.default
             text += f'="{default}"' if isinstance(default, str) else f"={default}"
         parts.append(text)
-    results = typing.get_args(newest.return_annotation)[: _result_count(name, profile)]
-    kinds = ", ".join(_SCHEMA_TYPES[x].rstrip("?") for x in results)
-    return f"{name}({', '.join(parts)}) -> ({kinds})"
+    results = typing.get_args(newest.return_annotation) or (newest.return_annotation,)
+    kinds = [_SCHEMA_TYPES[x].rstrip("?") for x in results[: _result_count(name, profile)]]
+    return f"{name}({', '.join(parts)}) -> ({', '.join(kinds)})"
 
 
 def define_operators(profile: str) -> torch.library.Library:
@@ -121,7 +121,7 @@ def add_to_vendor(vendor: ModuleType) -> torch.library.Library:
         if operator is None:
             continue  # a release that does not have it
         results = len(operator._schema.returns)
-        kernel = _first(getattr(fusion_attention, NAMES[name]), results)
+        kernel = _first(getattr(fusion_attention, name), results)
         library.impl(name, kernel, "CPU")
         library.impl(name, kernel, "AutogradCPU")
     return library

@@ -65,8 +65,10 @@ def get_device_name(device: int | str | torch.device | None = None) -> str:
 
 def get_device_properties(device: int | str | torch.device | None = None) -> Any:
     """Returns the device's name and this machine's memory and number of processors."""
+    name = get_device_name(device)
     return types.SimpleNamespace(
-        name=get_device_name(device),
+        name=name,
+        gcnArchName=name,  # PyTorch's compiler asks for it where torch.cuda is available
         total_memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         multi_processor_count=os.cpu_count(),
     )

@@ -4,10 +4,8 @@ Every call has finished when it returns. So waiting returns at once, and an even
 which it was recorded.
 """
 
-import contextlib
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -75,12 +73,12 @@ class Stream(torch.Stream):
         return event
 
     def __enter__(self) -> "Stream":
-        self._context = stream(self)
+        self._context = StreamContext(self)
         self._context.__enter__()
         return self
 
-    def __exit__(self, *raised: Any) -> None:
-        self._context.__exit__(*raised)
+    def __exit__(self, *_: object) -> None:
+        self._context.__exit__()
 
 
 def default_stream(device: Any = None) -> Stream:
@@ -100,18 +98,24 @@ def set_stream(stream: Stream) -> None:
     _thread.current = stream
 
 
-@contextlib.contextmanager
-def stream(stream: Stream | None) -> Iterator[None]:
+class StreamContext:
     """Makes a stream the current one within a `with` block; None changes nothing."""
-    previous = current_stream()
-    set_stream(stream or previous)
-    try:
-        yield
-    finally:
-        set_stream(previous)
+
+    def __init__(self, stream: Stream | None) -> None:
+        self.stream = stream
+        self._previous: list[Stream] = []
+
+    def __enter__(self) -> None:
+        self._previous.append(current_stream())
+        set_stream(self.stream or self._previous[-1])
+
+    def __exit__(self, *_: object) -> None:
+        set_stream(self._previous.pop())
 
 
-StreamContext = stream
+def stream(stream: Stream | None) -> StreamContext:
+    """Returns a context in which `stream` is the current one."""
+    return StreamContext(stream)
 
 
 def is_current_stream_capturing() -> bool:

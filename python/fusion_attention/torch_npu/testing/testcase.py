@@ -1,7 +1,7 @@
 """torch_npu.testing.testcase: unittest's TestCase with the comparisons that device tests use.
 
 The rules are the vendor's. Its slips are not: here unequal bools and sequences of unequal lengths
-are unequal, and integers do not wrap around when they are subtracted.
+are unequal, equal infinities are equal, and integers do not wrap around when they are subtracted.
 """
 
 import os
@@ -101,11 +101,13 @@ class TestCase(unittest.TestCase):
         nans = np.isnan(x)
         if not np.array_equal(nans, np.isnan(y)):
             self.fail(message or "NaNs in different places")
-        difference = np.abs(np.where(nans, 0, y - x))
-        larger = np.maximum(np.abs(x), np.abs(y))
+        with np.errstate(invalid="ignore"):  # infinities, of which no comparison is true
+            difference = np.abs(np.where(nans | (x == y), 0, y - x))
+            relative = np.where(
+                difference == 0, 0, difference / (np.maximum(abs(x), abs(y)) + tiny)
+            )
+        absolutely, relatively = (np.sum(~(z <= tolerance)) for z in (difference, relative))
         allowed = x.size * tolerance
-        absolutely = np.sum(~(difference <= tolerance))
-        relatively = np.sum(~(difference / (larger + tiny) <= tolerance))
         if absolutely > allowed and relatively > allowed:
             self.fail(
                 f"result error: of {x.size} elements {absolutely} differ by more than {tolerance} "

@@ -1,0 +1,86 @@
+"""torch_npu.contrib.transfer_to_npu: importing it makes a program for CUDA one for the device.
+
+"cuda" becomes "npu" in what PyTorch's functions are given, torch.cuda.* becomes torch.npu.*,
+.cuda() becomes .npu(), and the backend "nccl" becomes "hccl". Like the vendor's it changes the
+process for good; unlike the vendor's it leaves torch.jit and the profiler alone.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.utils import _device
+
+from fusion_attention.torch_npu import _compile, npu
+
+# Beside the functions that make tensors, which PyTorch itself lists.
+_FUNCTIONS = ("load", "set_default_device", "get_autocast_dtype")
+_TENSOR_METHODS = (
+    "to",
+    "new_empty",
+    "new_empty_strided",
+    "new_full",
+    "new_ones",
+    "new_tensor",
+    "new_zeros",
+)
+_NPU_OF_CUDA = {"cuda": "npu", "nccl": "hccl"}
+_CUDA_WORD = re.compile(r"(?<![^,:])(cuda|nccl)(?![^,:])")
+
+
+def _translated(value: Any) -> Any:
+    """Returns what stands for the device "npu" where `value` stands for "cuda"."""
+    if isinstance(value, str):
+        # A device, a backend, or "cpu:gloo,cuda:nccl".
+        return _CUDA_WORD.sub(lambda found: _NPU_OF_CUDA[found[0]], value)
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("npu", value.index)
+    if type(value) is dict:  # map_location
+        return {_translated(k): _translated(v) for k, v in value.items()}
+    return value
+
+
+def _translating(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args = tuple(map(_translated, args))
+        return function(*args, **{name: _translated(x) for name, x in kwargs.items()})
+
+    return wrapper
+
+
+def _translate(owner: Any, *names: str) -> None:
+    for name in names:
+        setattr(owner, name, _translating(getattr(owner, name)))
+
+
+def _install() -> None:
+    makers = _device._device_constructors()
+    listed = vars(torch).items()
+    _translate(torch, *_FUNCTIONS, *[name for name, value in listed if _is_in(value, makers)])
+    _translate(torch.Tensor, *_TENSOR_METHODS)
+    _translate(torch.nn.Module, "to", "to_empty")
+    for kind in (torch.autocast, torch.amp.GradScaler, _device.DeviceContext):
+        _translate(kind, "__init__")
+    _translate(type(torch.Generator), "__call__")
+    _compile.NAMES.add("cuda")
+    torch.Tensor.cuda = torch.Tensor.npu
+    torch.nn.Module.cuda = torch.nn.Module.npu
+    torch.UntypedStorage.cuda = torch.UntypedStorage.npu
+    for name in npu.__all__:
+        if name != "amp":  # torch.cuda.amp is made of the classes that were changed above
+            setattr(torch.cuda, name, getattr(npu, name))
+    if distributed.is_available():
+        _translate(distributed, "init_process_group", "new_group")
+        _translate(distributed.DeviceMesh, "__init__")
+        distributed.is_nccl_available = distributed.is_hccl_available
+
+
+def _is_in(value: Any, functions: set[Any]) -> bool:
+    return callable(value) and value.__hash__ is not None and value in functions
+
+
+_install()
