@@ -95,6 +95,8 @@ def test_parameters() -> None:
 def test_same_bits_as_the_first_version(seed: int) -> None:
     sample = case(seed)
     call = {name: value for name, value in sample.call.items() if name not in V2_ONLY}
+    if sample.call.get("pse_type", 1) >= 2:
+        del call["pse"]  # slopes mean nothing to the first version
     expected = forward_and_backward(call, sample.dy, version=1)
     assert_same_bits(forward_and_backward(call, sample.dy, version=2), expected)
 
