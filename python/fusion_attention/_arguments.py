@@ -141,7 +141,9 @@ def check_tensors(names: Sequence[str], tensors: Sequence[Any]) -> None:
         elif tensor.device != device:
             got = f"{names[0]} on {device} and {name} on {tensor.device}"
             raise fail(name, f"on the same device as {names[0]}", got)
-        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        # A graph has strided tensors only, and may not ask in a user's own autograd.Function.
+        strided = torch.compiler.is_compiling() or tensor.layout is torch.strided
+        if not strided or tensor.is_nested or tensor.is_quantized:
             nested, quantised = tensor.is_nested, tensor.is_quantized
             kind = "nested" if nested else "quantised" if quantised else str(tensor.layout)
             hint = "Use .to_dense(), .dequantize() or padding first."
