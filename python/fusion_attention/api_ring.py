@@ -106,13 +106,17 @@ def _check(tensors: tuple[Tensor, ...], layout: str, softmax_layout: str) -> Non
     if softmax_layout not in ("", "SBH", "TND"):
         got = f"input_softmax_layout={softmax_layout!r:.24}"
         raise arg.fail("input_softmax_layout", "to be '', 'SBH' or 'TND'", got)
-    out, softmax_max = tensors[0], tensors[1]
+
+    for name, tensor in zip(_NAMES, tensors, strict=True):
+        if tensor is None:
+            raise arg.fail(name, "to be a torch.Tensor", f"{name}=None")
 
     def expect(index: int, holds: bool, rule: str, seen: Any, hint: str = "") -> None:
         if not holds:
             seen = list(seen) if isinstance(seen, torch.Size) else seen
             raise arg.fail(_NAMES[index], rule, f"{_NAMES[index]} of {seen}", hint)
 
+    out, softmax_max = tensors[0], tensors[1]
     expect(0, out.dim() == 3, "to have 3 dimensions", out.shape, "Check input_layout.")
     expect(0, out.dtype in _FLOATS, "to have a floating point dtype", out.dtype)
     rule = "to have the shape and dtype of prev_attn_out"
