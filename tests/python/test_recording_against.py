@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from simd import simd_targets
 from torch import Tensor
 
 from fusion_attention import cli, npu_fusion_attention, record, replay
+from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
+from fusion_attention.recording import files, tensors
+from fusion_attention.recording.gradients import watch
 
 DTYPE = torch.bfloat16
 
@@ -104,6 +107,72 @@ def test_where_results_part_is_told(
     assert f"          1 |{' ' * 48}|" in lines
     assert "no such result: extra" in printed
     assert lines[-1] == "1 calls: 1 not the same"
+
+
+def test_what_a_device_recorded_is_compared_within_a_tolerance(tmp_path: pathlib.Path) -> None:
+    """The same package on a device writes the same record; here its results are put in by hand."""
+    dump = rounded(make(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    content = files.read_json(folder / "call.json")
+    results = {name: dump[name] for name in ("out", "softmax_max", "softmax_sum")}
+    for name, tensor in results.items():
+        content["results"][name]["tensor"]["sha256"] = tensors.digest(tensor)
+    for value in content["arguments"].values():
+        if isinstance(value, dict):
+            value["tensor"]["device"] = "npu:0"
+    files.write_json(folder / "call.json", content)
+    empty = {"reserved": torch.empty(0, dtype=DTYPE)}
+    files.write_tensors(folder / "results.safetensors", results | empty)
+    report = replay(tmp_path)
+    assert report.same
+    assert report.calls[0].notes == ("recorded on npu:0: compared within a tolerance",)
+    assert not replay(tmp_path, tolerance=1e-6).same
+
+
+def test_gradients_of_a_vendor_are_told_by_where_they_lead() -> None:
+    """Its operator has an order of its own; the tensors themselves say which slot is whose."""
+
+    class Vendor(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: object, value: Tensor, extra: Tensor, key: Tensor, query: Tensor
+        ) -> Tensor:
+            return query.clone()
+
+        @staticmethod
+        def backward(ctx: object, dy: Tensor) -> tuple[Tensor, ...]:
+            return tuple(torch.empty(size, device="meta") for size in (3, 9, 2, 1))
+
+    query, key, value = (torch.empty(size, device="meta", requires_grad=True) for size in (1, 2, 3))
+    seen = []
+    out = Vendor.apply(value, torch.empty(9, device="meta"), key, query)
+    arguments = {"query": query, "key": key, "value": value, "head_num": 1}
+    watch(Call("npu_fusion_attention", arguments), out, lambda dy, found: seen.append((dy, found)))
+    out.sum().backward()
+    ((dy, found),) = seen
+    assert dy.shape == (1,)
+    assert {name: tuple(x.shape) for name, x in found.items()} == {
+        "dq": (1,),
+        "dk": (2,),
+        "dv": (3,),
+    }
+
+
+def test_without_safetensors_recording_works_and_replay_says_what_it_needs(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    make(tmp_path)
+    with pytest.raises(FeatureError, match=r"pip install fusion_attention\[recording\]"):
+        replay(tmp_path)
+
+
+def test_our_files_are_safetensors_files(tmp_path: pathlib.Path) -> None:
+    dump = make(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    loaded = load_file(folder / "results.safetensors")
+    assert torch.equal(loaded["out"], dump["out"])
+    assert loaded["reserved"].shape == (0,)
 
 
 def test_a_dump_of_nothing_known_is_refused(tmp_path: pathlib.Path) -> None:

@@ -137,7 +137,7 @@ CHANGES = {
         "describes no tensor",
     ),
     "tensor with a file": (edit("call.json", *QUERY, "file", value="/etc/passwd"), "one too many"),
-    "text for a tensor": (edit("call.json", "arguments", "query", value="/etc/passwd"), "hold"),
+    "text for a tensor": (edit("call.json", "arguments", "key", value="/etc/passwd"), "hold"),
     "unknown argument": (edit("call.json", "arguments", "shell", value="ls"), "unexpected keyword"),
     "no query": (edit("call.json", "arguments", "query", value=KeyError), "missing a required"),
     "nested list": (edit("call.json", "arguments", "prefix", value=[[1]]), "list of something"),
@@ -167,6 +167,12 @@ CHANGES = {
     "device": (edit("call.json", *QUERY, "device", value=3), "device has the wrong type"),
     "digest": (edit("call.json", *QUERY, "sha256", value=3), "digest is no text"),
     "statistics": (edit("call.json", *QUERY, "statistics", value=3), "statistics are no table"),
+    "figures": (
+        edit("call.json", *QUERY, "statistics", "norm", value="x"),
+        "statistics are no table",
+    ),
+    "seed": (edit("call.json", "results", "seed", value="x"), "seed is 'x', not an integer"),
+    "no tensor": (edit("call.json", "arguments", "query", value=None), "first argument is no"),
     "illegal call": (edit("call.json", "arguments", "head_num", value=3), "cannot be made again"),
     "results of another call": (
         edit("call.json", "results", "out", value=7),

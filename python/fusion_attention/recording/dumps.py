@@ -82,7 +82,8 @@ def _named_dump(path: Path, number: int, call: SavedCall) -> Other:
 
 def _is_dump(path: Path) -> bool:
     """Whether a folder is itself a dump: one file for each tensor."""
-    return any((path / f"out{ending}").exists() for ending in _ENDINGS)
+    names = {name for results in saved.RESULTS.values() for name in results}
+    return any(file.suffix in _ENDINGS and file.stem in names for file in path.iterdir())
 
 
 def _read(path: Path) -> dict[str, Tensor]:

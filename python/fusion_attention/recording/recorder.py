@@ -170,7 +170,8 @@ def _autocast_dtype(call: Call) -> str | None:
 def _rank() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank()
-    return int(os.environ.get("RANK") or 0)
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0
 
 
 def machine_facts() -> dict[str, Any]:
@@ -204,8 +205,9 @@ def record(
         folder: Gets a folder for each call, named by rank, process and number; it may exist, and
             several processes may use it at once.
         tensors: What is kept of tensors. "all": their elements, so that the calls can be made
-            again. "statistics": a digest, minimum, maximum, mean, norm, and how many elements are
-            NaN or infinite, so that two records can be compared. "none": shapes, strides, dtypes.
+            again (a compressed atten_mask is 4 MiB in every call). "statistics": a digest, minimum,
+            maximum, mean, norm, and how many elements are NaN or infinite, so that two records can
+            be compared. "none": shapes, strides and dtypes.
         limit: The number of calls after which nothing more is saved; None saves all.
 
     Raises:

@@ -1,7 +1,7 @@
 """Makes a saved call again, with its random numbers, its autocast and its backward passes."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ def check(call: SavedCall) -> None:
 
     Nothing is computed, so a record that asks for absurd amounts of memory is found out here.
     """
-    elements, _ = call.tensors()
+    elements, recorded = call.tensors()
+    _recorded_words(call, recorded)
     for backward in call.backward:
         call.backward_tensors(backward)
     shapes = {
@@ -51,7 +52,9 @@ def check(call: SavedCall) -> None:
         for name, value in call.arguments.items()
         if isinstance(value, Description) and name not in _NUMBERS
     }
-    results = _call(call, call.arguments | elements | shapes)
+    # Observers are for calls that are made.
+    function = getattr(fusion_attention, call.function).__wrapped__
+    results = _call(call, function, call.arguments | elements | shapes)
     for name, expected in call.results.items():
         if isinstance(expected, Description) != isinstance(results[name], Tensor):
             raise FeatureError(f"{call.folder}: {name} is not what {call.function} returns")
@@ -73,9 +76,8 @@ def rerun(call: SavedCall) -> Rerun:
         if call.arguments[name].requires_grad:
             tensor.requires_grad_()
     arguments = call.arguments | elements
-    pair = {n: recorded.get(n, call.results.get(n)) for n in ("seed", "offset")}
-    with _pinned(pair["seed"], pair["offset"]):
-        results = _call(call, arguments)
+    with _recorded_words(call, recorded):
+        results = _call(call, getattr(fusion_attention, call.function), arguments)
     caught: list[dict[str, Tensor]] = []
     recorded_gradients: list[dict[str, Tensor]] = []
     if call.backward:
@@ -95,9 +97,10 @@ def rerun(call: SavedCall) -> Rerun:
     return Rerun(plain, caught, recorded, recorded_gradients)
 
 
-def _call(call: SavedCall, arguments: dict[str, Any]) -> dict[str, Any]:
+def _call(
+    call: SavedCall, function: Callable[..., Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
     dtype = None if call.autocast is None else tensors.DTYPES[call.autocast]
-    function = getattr(fusion_attention, call.function)
     with (
         torch.set_grad_enabled(call.grad_enabled),
         torch.autocast("cpu", dtype=dtype, enabled=dtype is not None),
@@ -110,10 +113,16 @@ def _call(call: SavedCall, arguments: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(saved.RESULTS[call.function], results, strict=True))
 
 
-@contextlib.contextmanager
-def _pinned(seed: Any, offset: Any) -> Iterator[None]:
-    if seed is None or offset is None:  # a function without random numbers
-        yield
-        return
-    with _random.pinned(int(seed), int(offset)):
-        yield
+def _recorded_words(
+    call: SavedCall, recorded: dict[str, Tensor]
+) -> contextlib.AbstractContextManager[None]:
+    """Makes a call that draws random numbers draw those that were recorded."""
+    if "seed" not in call.results:  # a function without random numbers
+        return contextlib.nullcontext()
+    words = []
+    for name in ("seed", "offset"):  # integers, or tensors of one
+        word = recorded[name].item() if name in recorded else call.results[name]
+        if type(word) is not int:
+            raise FeatureError(f"{call.folder}: {name} is {word!r:.40}, not an integer")
+        words.append(word)
+    return _random.pinned(*words)

@@ -148,6 +148,8 @@ def read(folder: Path) -> SavedCall:
         if not isinstance(function, str) or function not in RESULTS:
             raise ValueError(f"{function!r:.60} is no function of the family")
         arguments = bind(function, **_decode(content["arguments"])).arguments
+        if not isinstance(next(iter(arguments.values())), Description):
+            raise ValueError("its first argument is no tensor")
         results = _decode(content["results"])
         if tuple(results) != RESULTS[function]:
             raise ValueError(f"its results are not those of {function}")

@@ -23,6 +23,7 @@ DTYPES = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     )
 }
+_FIGURES = ("min", "max", "mean", "norm", "nan", "infinite")
 _CHUNK = 2**20
 # What an allocation of one storage may be asked for; untouched memory costs nothing until then.
 _MAX_STORAGE_BYTES = 2**40
@@ -112,7 +113,7 @@ def statistics(plain: Tensor) -> dict[str, float | int | None]:
             squares += finite.square().sum().item()
     count = plain.numel() - nan - infinite
     if count == 0:
-        figures: dict[str, float | int | None] = dict.fromkeys(("min", "max", "mean", "norm"))
+        figures: dict[str, float | int | None] = dict.fromkeys(_FIGURES[:4])
     else:
         figures = {"min": least, "max": most, "mean": total / count, "norm": math.sqrt(squares)}
         # The squares of large float64 values overflow; JSON has no infinity.
@@ -207,8 +208,13 @@ def from_json(value: Any) -> Description:
         raise ValueError("a tensor's requires_grad or device has the wrong type")
     if not isinstance(value["sha256"], str | None):
         raise ValueError("a tensor's digest is no text")
-    if not isinstance(value["statistics"], dict | None):
-        raise ValueError("a tensor's statistics are no table")
+    figures = value["statistics"]
+    if figures is not None and not (
+        isinstance(figures, dict)
+        and tuple(figures) == _FIGURES
+        and all(isinstance(figure, int | float | None) for figure in figures.values())
+    ):
+        raise ValueError("a tensor's statistics are no table of figures")
     return Description(
         **{**value, "shape": tuple(value["shape"]), "stride": tuple(value["stride"])}
     )

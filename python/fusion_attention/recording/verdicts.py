@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fusion_attention import __version__, _library
@@ -61,17 +60,15 @@ def judge(call: SavedCall, other: Other | None, tolerance: float | None) -> Verd
 
 def title(call: SavedCall) -> str:
     """Returns what a reader recognises the call by."""
-    first = next((x for x in call.arguments.values() if isinstance(x, Description)), "")
     layout = call.arguments.get("input_layout")
-    return " ".join(filter(None, [call.function, layout, str(first)]))
+    return " ".join(filter(None, [call.function, layout, str(_first_tensor(call))]))
 
 
 def _against_itself(call: SavedCall, tolerance: float | None) -> Verdict:
-    if tolerance is None and (device := _device(call)) != "cpu":
+    notes = []
+    if tolerance is None and (device := _first_tensor(call).device) != "cpu":
         tolerance = _tolerance(call)
-        notes = [f"recorded on {device}: compared within a tolerance"]
-    else:
-        notes = []
+        notes.append(f"recorded on {device}: compared within a tolerance")
     again = rerun(call)
     comparisons = list(_results(call, again, again.recorded_results, call.results, tolerance))
     passes = zip(again.backward, again.recorded_backward, strict=True)
@@ -261,14 +258,13 @@ def _figures(mine: Description, theirs: Description) -> str:
     return f"{mine} of {text(mine)} here; {theirs} of {text(theirs)} there"
 
 
-def _device(call: SavedCall) -> str:
-    found = (x.device for x in call.arguments.values() if isinstance(x, Description))
-    return torch.device(next(found)).type
+def _first_tensor(call: SavedCall) -> Description:
+    return next(x for x in call.arguments.values() if isinstance(x, Description))
 
 
 def _tolerance(call: SavedCall) -> float:
-    first = next(x for x in call.arguments.values() if isinstance(x, Description))
-    return _TOLERANCES.get(call.autocast or first.dtype, _TOLERANCES["float32"])
+    dtype = call.autocast or _first_tensor(call).dtype
+    return _TOLERANCES.get(dtype, _TOLERANCES["float32"])
 
 
 def _causes(call: SavedCall) -> list[str]:
