@@ -57,7 +57,7 @@ class Case:
         """The effective mask, where the call's own mask is legal in shape."""
         if self.facts is None or "atten_mask" in self.facts.without:
             return None
-        return visible_of(self.facts, self.reading.tensor("atten_mask"))
+        return visible_of(self.facts, self.reading.data("atten_mask"))
 
 
 Rule: TypeAlias = Callable[[Case], Iterator[Finding]]

@@ -104,22 +104,45 @@ def packed_panel(facts: Facts, visible: Visible, title: str) -> Panel:
 
 
 def panels_of(facts: Facts, visible: Visible, limit: int, cells: int) -> list[Panel]:
-    """The panels that show a call: `limit` matrices of `cells` rows, and corners of the first."""
-    if not visible.matrices:
+    """The panels that show a call, at most `limit` of them and of about `cells` rows.
+
+    Small packed calls are one panel; large ones are an overview and single sequences; a single
+    large matrix comes with two of its corners, where the tokens can be told apart.
+    """
+    matrices = [m for m in visible.matrices if m.q_len and m.kv_len]
+    if not matrices:
         return []
     end = facts.spans[-1]
     tokens = max(end.q_begin + end.q_len, end.kv_begin + end.kv_len)
-    shown_all = visible.distinct == len(visible.matrices) == len(facts.spans)
-    if facts.packed and len(facts.spans) > 1 and shown_all and tokens <= _CELLS:
-        return [packed_panel(facts, visible, f"{facts.sequences} packed sequences")]
-    panels = []
-    for matrix in visible.matrices[:limit]:
-        if matrix.q_len and matrix.kv_len:
-            size = cell_size(max(matrix.q_len, matrix.kv_len), cells)
-            panels.append(panel_of(facts, matrix, _title(facts, matrix, visible), size))
-    if panels and panels[0].size > 1:
-        panels += _corners(facts, next(m for m in visible.matrices if m.q_len and m.kv_len))
+    if facts.packed and len(facts.spans) > 1:
+        if tokens <= _CELLS and visible.distinct == len(facts.spans) == len(visible.matrices):
+            return [packed_panel(facts, visible, f"{facts.sequences} packed sequences")]
+        matrices.sort(key=lambda m: m.sequence != facts.band_sequence)  # what was cut comes first
+    panels = [_overview(facts, cell_size(tokens, cells))] if _has_overview(facts) else []
+    for matrix in matrices[: limit - len(panels)]:
+        size = cell_size(max(matrix.q_len, matrix.kv_len), cells)
+        panels.append(panel_of(facts, matrix, _title(facts, matrix, visible), size))
+    if len(panels) == 1 and panels[0].size > 1:
+        panels += _corners(facts, matrices[0])
     return panels
+
+
+def _has_overview(facts: Facts) -> bool:
+    return facts.packed and len(facts.spans) > 1 and facts.mask != "dense"
+
+
+def _overview(facts: Facts, size: int) -> Panel:
+    """All sequences of a packed call along the diagonal, in tiles."""
+    end = facts.spans[-1]
+    whole = replace(end, index=0, q_len=end.q_begin + end.q_len, kv_len=end.kv_begin + end.kv_len)
+    seen, own = [], []
+    for span in facts.spans:
+        seen.append(span.row_keys() + span.kv_begin)
+        own.append(torch.tensor([span.kv_begin, span.kv_begin + span.kv_len]).expand(span.q_len, 2))
+    tiles = Matrix(whole, 0, -1, 1, torch.cat(seen), None).tiles(size) + EMPTY
+    inside = Matrix(whole, 0, -1, 1, torch.cat(own), None).fill(size) > 0
+    title = f"all {facts.sequences:,} sequences: {whole.q_len:,} x {whole.kv_len:,}"
+    return Panel(title, torch.where(inside, tiles, OUTSIDE).to(torch.uint8), size)
 
 
 def _title(facts: Facts, matrix: Matrix, visible: Visible) -> str:

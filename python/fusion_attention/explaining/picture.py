@@ -46,7 +46,7 @@ STYLE = {
 _COLUMNS = 3  # of panels
 _INCHES = {8: 0.27, 16: 0.2, 24: 0.15}  # the side of a cell, by how many there are along an edge
 _SMALLEST = 0.11
-_CHARACTER = 0.095  # the width of a character of a heading
+_CHARACTER = 0.09  # the width of a character of a heading
 
 
 def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figure":
@@ -60,9 +60,13 @@ def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figu
     width = max(sum(widths), 4.5 if heading else 0)
     heading = fill(heading, int(width / _CHARACTER))
     lines = heading.count("\n") + bool(heading)
+    handles = _legend(panels)
+    columns_of_legend = 5 if width > 6 else 3
+    legend_rows = -(-len(handles) // columns_of_legend)
     with matplotlib.rc_context(STYLE):
         figure = figure_module.Figure(
-            figsize=(width, sum(heights) + 0.45 + 0.25 * lines), layout="constrained"
+            figsize=(width, sum(heights) + 0.2 + 0.22 * legend_rows + 0.25 * lines),
+            layout="constrained",
         )
         axes = figure.subplots(
             len(grid), columns, squeeze=False, width_ratios=widths, height_ratios=heights
@@ -75,9 +79,9 @@ def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figu
         if heading:
             figure.suptitle(heading, fontweight="bold", x=0.01, ha="left", fontsize=11)
         figure.legend(
-            handles=_legend(panels),
+            handles=handles,
             loc="outside lower center",
-            ncols=5 if width > 6 else 2,
+            ncols=columns_of_legend,
             frameon=False,
             fontsize=9,
         )
@@ -88,7 +92,9 @@ def _inches(panel: Panel) -> tuple[float, float]:
     """Width and height of a panel with its titles and ticks."""
     rows, keys = panel.cells.shape
     side = next((inch for most, inch in _INCHES.items() if max(rows, keys) <= most), _SMALLEST)
-    return max(keys * side, 1.9) + 0.75, max(rows * side, 0.4) + 1.05
+    title = _title(panel).split("\n")
+    width = max(keys * side + 0.75, max(map(len, title)) * _CHARACTER + 0.2)
+    return width, max(rows * side, 0.4) + 0.95 + 0.2 * len(title)
 
 
 def _draw(axes: "Axes", panel: Panel) -> None:
@@ -119,7 +125,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set_xlabel("key j")
     axes.xaxis.set_label_position("bottom")
     axes.set_ylabel("query row i")
-    axes.set_title(panel.title + (f"\n{_tally(panel)}" if panel.size > 1 else ""))
+    axes.set_title(_title(panel))
 
 
 def _ticks(set_ticks: Any, count: int, first: int, size: int) -> None:
@@ -137,10 +143,13 @@ def _ticks(set_ticks: Any, count: int, first: int, size: int) -> None:
         set_ticks([place + 0.5 for place in places], labels, fontsize=8)
 
 
-def _tally(panel: Panel) -> str:
+def _title(panel: Panel) -> str:
+    """The panel's own title; tiles are counted below it."""
+    if panel.size == 1:
+        return panel.title
     kinds = ((EMPTY, "empty"), (PARTIAL, "partial"), (FULL, "full"))
     counts = [f"{int((panel.cells == kind).sum())} {name}" for kind, name in kinds]
-    return f"{panel.size} x {panel.size} tiles: {', '.join(counts)}"
+    return f"{panel.title}\n{panel.size} x {panel.size} tiles: {', '.join(counts)}"
 
 
 def _draw_frame(axes: "Axes", panel: Panel, frame: Frame) -> None:
@@ -207,13 +216,17 @@ def figure_of_report(report: "Report") -> "Figure":
 
 def save(report: "Report", path: Path) -> None:
     """Writes the picture of a report; the path's ending says the format."""
-    figure_of_report(report).savefig(path, dpi=150)
+    if path.suffix == ".svg":
+        path.write_text(svg_of(report), encoding="utf-8")
+    else:
+        figure_of_report(report).savefig(path, dpi=150)
 
 
 def svg_of(report: "Report") -> str:
-    """The picture of a report as SVG."""
+    """The picture of a report as SVG, the same bytes for the same report."""
     text = io.StringIO()
-    with _optional.load("matplotlib").rc_context(STYLE):
-        figure_of_report(report).savefig(text, format="svg")
+    figure = figure_of_report(report)
+    with _optional.load("matplotlib").rc_context(STYLE | {"svg.hashsalt": "fusion_attention"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fusion_attention import _arguments as arg
-from fusion_attention import _entry, _library
+from fusion_attention import _entry, _library, _vendor
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 
@@ -74,6 +74,13 @@ class Reading:
         """The tensor of this name. One without axes counts as absent, as the operator has it."""
         value = self.values.get(name)
         return value if isinstance(value, Tensor) and value.dim() > 0 else None
+
+    def data(self, name: str) -> Tensor | None:
+        """The tensor of this name on the CPU; None where it has no elements that can be read."""
+        tensor = self.tensor(name)
+        if tensor is None or tensor.is_meta or tensor.layout is not torch.strided:
+            return None
+        return tensor.detach().cpu()
 
     def integer(self, name: str, default: int = 0) -> int:
         """An integer argument, or `default` where it is none."""
@@ -144,11 +151,13 @@ def refusal(reading: Reading) -> Exception | None:
     for name, value in given.items():
         if isinstance(value, Tensor) and name not in _READ_TENSORS:
             given[name] = _stand_in(value, dtypes.get(name, value.dtype), "meta")
-    real = {name: reading[name] for name in arg.TENSOR_NAMES if not _is_meta(reading[name])}
+    # What a stand-in hides: kinds of tensors, and devices. A meta tensor stands for one on the CPU.
+    tensors = [reading[name] for name in arg.TENSOR_NAMES]
+    real = [_stand_in(x, x.dtype, "cpu") if _is_meta(x) else x for x in tensors]
     with torch.no_grad(), _disable_current_modes():
         try:
-            if isinstance(real.get("query"), Tensor) and real["query"].device.type != "npu":
-                arg.check_tensors(tuple(real), tuple(real.values()))
+            if not _vendor.is_npu(real[0]):
+                arg.check_tensors(arg.TENSOR_NAMES, real)
             function(**given)
             mask = reading.tensor("atten_mask")
             if mask is not None and mask.device.type == "cpu":

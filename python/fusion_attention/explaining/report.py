@@ -52,12 +52,13 @@ class Report:
         risks = [finding for finding in self.findings if finding.severity == "risk"]
         cause = wrong[0].title if wrong else ""
         if not self.runs:
-            return f"REFUSED: {cause or 'the call breaks a rule of the operator'}."
+            rule = str(self.error).split(", but got")[0].split("expected ")[-1]
+            return f"REFUSED: {cause or f'the operator expects {rule}'}."
         if wrong:
             return f"RUNS, BUT WRONG: {cause}."
         if risks:
             return f"Runs, with a risk: {risks[0].title}."
-        return "Runs. Lint has nothing against it."
+        return f"Runs. Lint has {'advice only' if self.findings else 'nothing against it'}."
 
     @property
     def pairs(self) -> int | None:

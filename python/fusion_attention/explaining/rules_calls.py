@@ -15,7 +15,7 @@ def limits(case: Case) -> Iterator[Finding]:
     for letter, bound in bounds.items():
         if sizes.get(letter, 0) > bound:
             yield _limit(f"{letter}={sizes[letter]} is above {bound}", "Split it over more calls.")
-    if "D" not in sizes or value is None or value.dim() != len(call.tensor("query").shape):
+    if "D" not in sizes or "N" not in sizes or value is None or value.dim() != len(call.layout):
         return
     if value.shape[-1] > sizes["D"]:
         yield _limit(
@@ -92,7 +92,7 @@ def heads_and_layout(case: Case) -> Iterator[Finding]:
     call = case.reading
     query, key = call.tensor("query"), call.tensor("key")
     heads, sizes = call.integer("head_num"), call.sizes
-    if query is None or not sizes:
+    if query is None or not {"Sq", "Tq"} & set(sizes):
         return
     if "N" in sizes and heads != sizes["N"]:
         other = {"BNSD": ("BSND", 2), "BSND": ("BNSD", 1)}.get(call.layout)

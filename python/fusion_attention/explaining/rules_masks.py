@@ -82,20 +82,20 @@ def blind_rows(case: Case) -> Iterator[Finding]:
 
 def mask_type(case: Case) -> Iterator[Finding]:
     """L03: masks of numbers."""
-    mask = case.reading.tensor("atten_mask")
+    mask, data = case.reading.tensor("atten_mask"), case.reading.data("atten_mask")
     if mask is None or mask.dtype == torch.bool:
         return
     if mask.dtype == torch.uint8:
-        if not mask.is_meta and mask.numel() and mask.max() > 1:
+        if data is not None and data.numel() and data.max() > 1:
             yield Finding(
                 "L03",
                 "risk",
-                f"atten_mask holds values above 1 (such as {int(mask.max())})",
+                f"atten_mask holds values above 1 (such as {int(data.max())})",
                 "Here any non-zero byte masks; the device promises a meaning for 0 and 1 only.",
                 "Pass atten_mask.bool().",
             )
         return
-    additive = mask.is_floating_point() and (mask.is_meta or bool((mask < 0).any()))
+    additive = mask.is_floating_point() and (data is None or bool((data < 0).any()))
     name = str(mask.dtype).removeprefix("torch.")
     yield Finding(
         "L03",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LABEL = 12  # columns of what stands in front of a line
 _SHOWN = 6  # sequences that are listed
-_MATRICES = 3
+_MATRICES = 2
 _CELLS = 16  # along the edge of a matrix that is too large for a cell a token
 
 
@@ -154,13 +154,16 @@ def _mask(facts: Facts, visible: Visible, width: int, charset: str) -> list[str]
         width,
     )
     if visible.empty_rows:
+        noun = "sequence" if facts.packed else "batch"
         runs = [
-            f"{first}-{end - 1} of {'sequence' if facts.packed else 'batch'} {sequence}"
+            f"{first}-{end - 1}"
+            + (f" of {noun} {sequence}" if visible.distinct > 1 else f" of every {noun}")
             + (f" head {head}" if head >= 0 else "")
             for sequence, head, first, end in visible.empty_ranges[:4]
         ]
         blind = f"{visible.empty_rows:,} of {rows:,} rows see no key: rows {', '.join(runs)}"
-        lines += _labelled("blind rows", blind + (" ..." if len(runs) == 4 else ""), width)
+        more = ", ..." if len(visible.empty_ranges) > len(runs) else ""
+        lines += _labelled("blind rows", blind + more, width)
     else:
         lines += _labelled("blind rows", f"none: each of {rows:,} rows sees a key", width)
     if facts.mask == "compressed":
@@ -169,12 +172,10 @@ def _mask(facts: Facts, visible: Visible, width: int, charset: str) -> list[str]
         )
     panels = panels_of(facts, visible, _MATRICES, _CELLS)
     if panels:
-        lines += [
-            "",
-            *blocks.beside(panels, width - 2, charset),
-            "",
-            blocks.legend(panels, charset),
-        ]
+        lines += ["", *blocks.beside(panels, width - 2, charset), ""]
+        if visible.distinct > len(panels):
+            lines.append(f"{visible.distinct:,} score matrices may differ; these are some of them")
+        lines.append(blocks.legend(panels, charset))
     return lines
 
 

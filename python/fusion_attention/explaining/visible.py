@@ -114,7 +114,7 @@ class Visible:
     """The effective mask of a whole call.
 
     Attributes:
-        matrices: The first few score matrices that differ.
+        matrices: The first few score matrices that differ, and those of the band sequence.
         distinct: How many matrices differ, as far as the call's arguments let them.
         pairs: Visible (row, key) pairs, over all heads and sequences.
         empty_rows: Rows that see no key, over all heads and sequences.
@@ -137,10 +137,9 @@ class Visible:
 
 
 def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
-    """Returns the effective mask of a call; `atten_mask` is the call's own."""
-    dense = facts.mask == "dense"
-    known = not dense or (atten_mask is not None and not atten_mask.is_meta)
-    mask = atten_mask.detach().cpu() if dense and known and atten_mask is not None else None
+    """Returns the effective mask of a call; `atten_mask` is the call's own, None if unknown."""
+    mask = atten_mask if facts.mask == "dense" else None
+    known = mask is not None or facts.mask != "dense"
     kept: list[Matrix] = []
     distinct = pairs = empty = hidden = 0
     ranges: list[tuple[int, int, int, int]] = []
@@ -159,7 +158,7 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
                 ranges += [(matrix.sequence, matrix.head, *run) for run in _runs(blind)]
         if matrix.q_len and matrix.kv_len:
             patterns[recognise(rows)] += 1
-        if len(kept) < _KEPT_MATRICES:
+        if len(kept) < _KEPT_MATRICES or matrix.sequence == facts.band_sequence:
             kept.append(matrix)
     return Visible(
         tuple(kept), distinct, pairs, empty, tuple(ranges[:_KEPT_MATRICES]), hidden, patterns, known

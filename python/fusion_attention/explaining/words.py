@@ -22,28 +22,32 @@ def mode_in_words(facts: Facts) -> str:
         return "no atten_mask: every row sees every key" + (
             f", sparse_mode={mode} is not read" if mode else ""
         )
-    pre, following = _bound(facts.pre_tockens), _bound(facts.next_tockens)
+    if mode == 0 and min(facts.pre_tockens, facts.next_tockens) >= UNLIMITED:
+        return "default: row i sees the keys where atten_mask is 0"
     if mode == 0:
-        if pre == following == "all":
-            return "default: row i sees the keys where atten_mask is 0"
-        return (
-            f"default: row i sees the keys from i - {pre} to i + {following} (counted from the top "
-            "left) where atten_mask is 0"
-        )
-    band = f"the keys from i + Skv - Sq - {pre} to i + Skv - Sq + {following}"
+        return f"default: row i sees {_band(facts, 'i')}, where atten_mask is 0"
     if mode == 4:
-        return f"band from the bottom right: row i sees {band}"
+        return f"band from the bottom right: row i sees {_band(facts, 'i + Skv - Sq')}"
     if mode in (7, 8):
         which, rest = ("last", 3) if mode == 7 else ("first", 2)
         return (
             f"packed sequences of mode {rest}, cut between cards: sequence {facts.band_sequence} "
-            f"(the {which}) was cut, its row i sees {band}; the others are {_MODES[rest]}"
+            f"(the {which}) was cut, its row i sees {_band(facts, 'i + Skv - Sq')}; the others are "
+            f"{_MODES[rest]}"
         )
     return _MODES[mode]
 
 
-def _bound(tockens: int) -> str:
-    return "all" if tockens >= UNLIMITED else f"({tockens})" if tockens < 0 else str(tockens)
+def _band(facts: Facts, own: str) -> str:
+    """The keys around a row's own one."""
+    pre, following = facts.pre_tockens, facts.next_tockens
+    first = "the first one" if pre >= UNLIMITED else _moved(own, -pre)
+    last = "the last one" if following >= UNLIMITED else _moved(own, following)
+    return f"the keys from {first} to {last}"
+
+
+def _moved(own: str, by: int) -> str:
+    return own if by == 0 else f"{own} {'-' if by < 0 else '+'} {abs(by)}"
 
 
 def size(count: float) -> str:
