@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import as_v2, forward, version_of
 from case_tensors import build
 from cases import draw
 from lint_calls import CAUSAL, PREFIX, call, gradient, meta, packed, triangle
@@ -15,9 +16,16 @@ from oracle import Geometry, keep_mask, visible_keys
 import fusion_attention
 from fusion_attention import _call, explain, npu_fusion_attention
 from fusion_attention._errors import FeatureError
-from fusion_attention.explaining import panels
+from fusion_attention.explaining import Report, panels
 
 SEEDS = range(80)
+
+
+def explained(arguments: dict[str, Any]) -> Report:
+    """Explains a random call, of the oldest function that takes it."""
+    if version_of(arguments) == 1:
+        return explain(**arguments)
+    return explain(function="npu_fusion_attention_v2", **as_v2(arguments))
 
 
 def tiles_of(keys: torch.Tensor, size: int) -> torch.Tensor:
@@ -32,7 +40,7 @@ def tiles_of(keys: torch.Tensor, size: int) -> torch.Tensor:
 def test_visible_pairs_are_those_of_the_oracle(first: int) -> None:
     for seed in SEEDS[first : first + 20]:
         arguments = build(draw(seed)).call
-        report = explain(**arguments)
+        report = explained(arguments)
         assert report.runs, report.error
         visible, geometry = report.visible, Geometry.of(arguments)
         expected = {s.index: visible_keys(arguments, geometry, s) for s in geometry.sequences}
@@ -51,8 +59,8 @@ def test_visible_pairs_are_those_of_the_oracle(first: int) -> None:
 def test_facts_are_what_the_operator_returns() -> None:
     for seed in range(40):
         arguments = build(draw(seed)).call
-        out, row_max, *_, numels = npu_fusion_attention(**arguments)
-        facts = explain(**arguments).facts
+        out, row_max, *_, numels = forward(arguments)
+        facts = explained(arguments).facts
         assert facts.out_shape == tuple(out.shape)
         assert facts.statistics_shape == tuple(row_max.shape)
         assert facts.numels == numels
@@ -163,7 +171,7 @@ def test_refused_calls_are_explained(
 
 @pytest.mark.parametrize("seed", range(0, 120, 4))
 def test_text_fits_the_terminal_in_both_character_sets(seed: int) -> None:
-    report = explain(**build(draw(seed)).call)
+    report = explained(build(draw(seed)).call)
     for width, charset in ((100, "unicode"), (100, "ascii"), (80, "ascii")):
         text = report.text(width, charset)
         assert max(map(len, text.splitlines())) <= width
