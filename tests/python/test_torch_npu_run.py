@@ -68,7 +68,17 @@ def test_a_program_that_does_not_exist_is_named() -> None:
     assert "Traceback" not in done.stderr
     done = start("-m", "fusion_attention", "run", "-m", "no.such.module")
     assert done.returncode == 1
-    assert "No module named 'no'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "python -m fusion_attention run: " in done.stderr
+    assert "no.such.module" in done.stderr
+
+
+def test_a_program_that_python_cannot_read_is_shown_as_python_shows_it(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import torch\nx = (\n", encoding="utf-8")
+    done = start("-m", "fusion_attention", "run", program)
+    assert done.returncode == 1
+    assert done.stderr == start(program).stderr
 
 
 def test_processes_that_the_program_starts_import_the_stand_in_too(tmp_path: Path) -> None:

@@ -51,17 +51,22 @@ def run(options: argparse.Namespace) -> int:
         else:
             runpy.run_path(options.program, run_name="__main__")
     except Exception as error:
-        error = error.with_traceback(_without_ours(error.__traceback__))
-        sys.excepthook(type(error), error, error.__traceback__)
+        trace = _without_ours(error.__traceback__)
+        if trace is None and isinstance(error, ImportError):
+            raise FeatureError(f"{error}.") from None
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
         return 1
     return 0
 
 
 def _without_ours(trace: TracebackType | None) -> TracebackType | None:
-    """Returns the part of a traceback that begins with the program: behind runpy's frames."""
+    """Returns the part of a traceback that begins with the program: behind runpy's frames.
+
+    None where the program has not begun: it was not found, or could not be compiled.
+    """
     begin = trace
     while begin and "runpy" not in begin.tb_frame.f_code.co_filename:
         begin = begin.tb_next
     while begin and "runpy" in begin.tb_frame.f_code.co_filename:
         begin = begin.tb_next
-    return begin or trace
+    return begin
