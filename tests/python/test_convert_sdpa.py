@@ -65,8 +65,8 @@ def test_from_sdpa(seed: int) -> None:
 @pytest.mark.parametrize("spec", plain_specs(50), ids=lambda spec: str(spec.seed))
 def test_to_sdpa(spec: cases.Spec) -> None:
     call = call_of(spec)
-    names = ("query", "key", "value", "pse")
-    inputs = [call.arguments[n] for n in names if call.arguments[n] is not None]
+    names = ("query", "key", "value", "pse", "query_rope", "key_rope")
+    inputs = [call.arguments[n] for n in names if call.arguments.get(n) is not None]
     for tensor in inputs:
         tensor.requires_grad_()
     geometry = Geometry.of(call.arguments)

@@ -32,7 +32,7 @@ class Reading:
     Sq, Skv] hides single pairs of them (packed sequences: [.., max Sq, max Skv], which each one
     reads from its top left). `q_place` and `kv_place` are positions in the own sequence. Packed
     sequences are one batch of all tokens; `sequences` has a row (q_begin, q_len, kv_begin, kv_len)
-    for each, and is None for other layouts.
+    for each, and is None for other layouts; `q_sequence` tells which one a row belongs to.
     """
 
     arguments: dict[str, Any]
@@ -41,6 +41,7 @@ class Reading:
     value: Tensor
     begin: Tensor
     end: Tensor
+    q_sequence: Tensor
     q_place: Tensor
     kv_place: Tensor
     mask: Tensor | None
@@ -64,14 +65,15 @@ class Reading:
         slopes = self.arguments["pse"]
         return slopes[None] if slopes.dim() == 1 else slopes
 
-    @property
-    def start(self) -> int:
-        """How much further along the keys stand than the rows, for slopes."""
+    def start(self, sequence: Tensor) -> Tensor:
+        """Returns how much further along its keys than its rows a sequence begins, for slopes."""
         starts = self.arguments["kv_start_idx"], self.arguments["q_start_idx"]
         if not all(starts):
-            return 0
+            return torch.zeros_like(sequence)
         kv_start, q_start = (int(x[0]) for x in starts)
-        return kv_start - q_start
+        cut = self.arguments["sparse_mode"] == 8 and self.arguments["atten_mask"] is not None
+        applies = sequence == 0 if cut else torch.ones_like(sequence, dtype=torch.bool)
+        return torch.where(applies, kv_start - q_start, 0)
 
     def refuse_extras(self, *names: str) -> None:
         """Raises for the first of these arguments that the call has."""
@@ -120,8 +122,12 @@ class Reading:
         if pse is None:
             return None
         if self.slopes is not None:
-            return self.slopes[:, :, None, None] * self.distance(
-                torch.arange(self.query.shape[2])[:, None], torch.arange(self.key.shape[2])
+            batches = self.slopes.shape[0] if self.sequences is None else 1
+            return self.slope_bias(
+                torch.arange(batches)[:, None, None, None],
+                torch.arange(self.query.shape[1])[:, None, None],
+                torch.arange(self.query.shape[2])[:, None],
+                torch.arange(self.key.shape[2]),
             )
         if self.sequences is not None or pse.shape[2] not in (1, self.query.shape[2]):
             raise refuse(
@@ -131,10 +137,18 @@ class Reading:
             )
         return pse if self.arguments["pse_type"] == 0 else pse * scale
 
-    def distance(self, row: Tensor, key: Tensor) -> Tensor:
-        """Returns what a slope is multiplied with, float32."""
-        far = (self.kv_place[key] - self.q_place[row] + self.start).abs().float()
-        return -far if self.arguments["pse_type"] == 2 else -far.sqrt()
+    def slope_bias(self, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        """Returns what the slopes add to scaled scores, float32 or float64; for indices."""
+        slopes = self.slopes
+        assert slopes is not None
+        if slopes.shape[0] == 1:
+            slope = slopes[0][head]
+        else:
+            slope = slopes[batch if self.sequences is None else self.q_sequence[row], head]
+        dtype = torch.promote_types(torch.float32, self.query.dtype)
+        start = self.start(self.q_sequence[row])
+        far = (self.kv_place[key] - self.q_place[row] + start).abs().to(dtype)
+        return -slope * (far if self.arguments["pse_type"] == 2 else far.sqrt())
 
 
 def read(call: Call) -> Reading:
@@ -163,22 +177,28 @@ def read(call: Call) -> Reading:
         key = torch.cat([key, _bnsd(given["key_rope"], layout, given)], -1)
     q_len, kv_len = query.shape[2], key.shape[2]
     if packed:
-        begin, end = torch.zeros(1, q_len, dtype=torch.int64), torch.zeros(1, q_len).long()
-        q_place, kv_place = torch.zeros(q_len).long(), torch.zeros(kv_len).long()
+        begin, end = (torch.zeros(1, q_len, dtype=torch.int64) for _ in range(2))
+        q_sequence, q_place, kv_place = (
+            torch.zeros(n, dtype=torch.int64) for n in (q_len, q_len, kv_len)
+        )
         for row in table:
             q_begin, q_count, kv_begin, kv_count = row[2:6].tolist()
             keys = _library.row_keys(row.contiguous()) + kv_begin
             begin[0, q_begin : q_begin + q_count] = keys[:, 0]
             end[0, q_begin : q_begin + q_count] = keys[:, 1]
+            q_sequence[q_begin : q_begin + q_count] = row[0]
             q_place[q_begin : q_begin + q_count] = torch.arange(q_count)
             kv_place[kv_begin : kv_begin + kv_count] = torch.arange(kv_count)
     else:
         keys = torch.stack([_library.row_keys(row.contiguous()) for row in table])
         begin, end = keys.unbind(-1)
+        q_sequence = torch.zeros(q_len, dtype=torch.int64)
         q_place, kv_place = torch.arange(q_len), torch.arange(kv_len)
     sequences = table[:, 2:6] if packed else None
     mask = _dense_mask(given)
-    return Reading(given, query, key, value, begin, end, q_place, kv_place, mask, sequences)
+    return Reading(
+        given, query, key, value, begin, end, q_sequence, q_place, kv_place, mask, sequences
+    )
 
 
 def _at(table: Tensor, batch: Tensor, row: Tensor) -> Tensor:

@@ -336,7 +336,8 @@ def _slopes(reading: Reading, spans: list[tuple[int, ...]]) -> Tensor | None:
     if reading.arguments["pse"] is None:
         return None
     linear = reading.slopes is not None and reading.arguments["pse_type"] == 2
-    if linear and all(reading.start == q_len - kv_len for _, q_len, _, kv_len in spans):
+    deltas = torch.tensor([q_len - kv_len for _, q_len, _, kv_len in spans])
+    if linear and torch.equal(reading.start(torch.arange(len(spans))), deltas):
         # Theirs are [N] or [B, N]; [1, N] for a larger batch is neither.
         return reading.slopes[0] if len(reading.slopes) == 1 else reading.slopes
     raise refuse(

@@ -221,14 +221,12 @@ def _mask_mod(reading: Reading) -> MaskMod | None:
 
 
 def _score_mod(reading: Reading) -> ScoreMod | None:
-    slopes = reading.slopes
-    if slopes is not None:
+    if reading.slopes is not None:
 
-        def add_distance(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
-            batch = b if slopes.shape[0] > 1 else torch.zeros_like(b)
-            return score + slopes[batch, h] * reading.distance(row, key)
+        def add_slopes(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+            return score + reading.slope_bias(b, h, row, key)
 
-        return add_distance
+        return add_slopes
     bias = reading.bias()
     if bias is None:
         return None

@@ -142,7 +142,7 @@ def to_sdpa(call: Call) -> dict[str, Any]:
     is_causal = bias is None and reading.is_causal_from_top_left()
     kept = None if is_causal else reading.kept()
     if bias is not None:
-        kept = bias if kept is None else bias.masked_fill(~kept, -torch.inf)
+        kept = bias if kept is None else torch.where(kept, bias, -torch.inf)
     # PyTorch multiplies twice by the square root, or scales -inf: only positive factors work there.
     sign = (reading.scale > 0) - (reading.scale < 0)
     return {
