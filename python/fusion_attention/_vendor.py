@@ -37,8 +37,8 @@ def call(name: str, arguments: dict[str, Any], *positional: Any) -> Any:
     except ImportError:
         first = positional[0] if positional else next(iter(arguments.values()))
         raise NotImplementedError(
-            "npu_fusion_attention: expected query on a device that has a backend (cpu), but got "
-            f"query on {first.device}. Install torch_npu to use the vendor's operator."
+            "npu_fusion_attention: expected tensors on a device that has a backend (cpu), but got "
+            f"one on {first.device}. Install torch_npu to use the vendor's operator."
         ) from None
     newer = _NEWER.get(name, set())
     unused = {key for key in newer if not isinstance(arguments[key], Tensor) and not arguments[key]}

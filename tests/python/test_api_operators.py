@@ -76,6 +76,13 @@ def calls() -> dict[str, dict[str, Any]]:
             "sparse_mode": 3,
         },
         "pse and sink": {"pse": randn(1, 4, 1, 9), "sink": randn(4)},
+        "bias after scaling": {"pse": randn(2, 4, 9, 9), "pse_type": 0, "version": 2},
+        "slopes": {"pse": torch.rand(4), "pse_type": 2} | {"q_start_idx": [3], "kv_start_idx": [1]},
+        "slopes of sequences": {"pse": torch.rand(2, 4), "pse_type": 3, "keep_prob": 0.5},
+        "ropes": {name: randn(9, 4, 16) for name in ("query", "key", "value")}
+        | {name: randn(9, 4, 6) for name in ("query_rope", "key_rope")}
+        | {"input_layout": "TND", "atten_mask": torch.rand(4, 4) > 0.5, "sparse_mode": 1}
+        | LENGTHS,
         "dropout": {"keep_prob": 0.5},
         "dropout mask": {
             "keep_prob": 0.5,

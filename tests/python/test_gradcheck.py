@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from calls import as_v2
 from case_tensors import compressed_mask
 from torch.autograd import gradcheck
 
-from fusion_attention import npu_fusion_attention
+from fusion_attention import npu_fusion_attention, npu_fusion_attention_v2
 
 HEADS, KV_HEADS, DIM, V_DIM = 4, 2, 3, 2
 Q_LEN, KV_LEN = 5, 7
@@ -200,3 +201,73 @@ def test_compressed_bias_of_packed_sequences(mode: int, batch: int) -> None:
         )[0]
 
     assert gradcheck(attend, (query, key, last_rows), **TOLERANCE)
+
+
+@pytest.mark.parametrize("keep_prob", [1.0, 0.7])
+@pytest.mark.parametrize("mode", ["no mask", "0 band", "1", "3", "6"])
+def test_bias_after_scaling(mode: str, keep_prob: float) -> None:
+    leaves = (
+        _leaf(2, HEADS, Q_LEN, DIM, seed=1),
+        _leaf(2, KV_HEADS, KV_LEN, DIM, seed=2),
+        _leaf(2, KV_HEADS, KV_LEN, V_DIM, seed=3),
+        _leaf(1, HEADS, 1 if mode == "3" else Q_LEN, KV_LEN, seed=4),
+    )
+    call = {"head_num": HEADS, "input_layout": "BNSD", "scale": 0.6, "seed": 41, "offset": 4}
+    call |= {"pse_type": 0, "keep_prob": keep_prob, "sink": _sinks().float()}
+    call |= DENSE_MODES[mode]
+
+    def attend(query, key, value, pse) -> torch.Tensor:  # noqa: ANN001
+        return npu_fusion_attention_v2(query, key, value, pse=pse, **as_v2(call))[0]
+
+    assert gradcheck(attend, leaves, **TOLERANCE)
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize("pse_type", [2, 3])
+@pytest.mark.parametrize("mode", ["no mask", "1", "2", "4", "8"])
+def test_slopes(mode: str, pse_type: int, batch: int | None) -> None:
+    """Slopes are float32: their values and steps are ones that it holds exactly."""
+    shape = (HEADS,) if batch is None else (batch, HEADS)
+    slopes = torch.randint(-16, 16, shape, generator=torch.Generator().manual_seed(5)) / 32
+    slopes = slopes.double().requires_grad_()
+    q_ends, kv_ends = [2, 2, 5, 9], [4, 6, 11, 15]
+    if mode == "8":  # the first sequence alone is cut, and its rows start two keys late
+        q_ends, kv_ends = [2, 2, 5, 9], [4, 4, 7, 11]
+    leaves = (
+        _leaf(10, HEADS, DIM, seed=1),
+        _leaf(16, KV_HEADS, DIM, seed=2),
+        _leaf(16, KV_HEADS, V_DIM, seed=3),
+    )
+    call = {"head_num": HEADS, "input_layout": "TND", "scale": 0.6, "keep_prob": 0.7, "seed": 41}
+    call |= {"actual_seq_qlen": q_ends, "actual_seq_kvlen": kv_ends, "pse_type": pse_type}
+    call |= {"q_start_idx": [5], "kv_start_idx": [3], "sink": _sinks().float()}
+    call |= PACKED_MODES[mode]
+
+    def by_inputs(*inputs: torch.Tensor) -> torch.Tensor:
+        return npu_fusion_attention_v2(*inputs, pse=slopes.float(), **as_v2(call))[0]
+
+    def by_slopes(slopes: torch.Tensor) -> torch.Tensor:
+        inputs = [leaf.detach() for leaf in leaves]
+        return npu_fusion_attention_v2(*inputs, pse=slopes.float(), **as_v2(call))[0]
+
+    assert gradcheck(by_inputs, leaves, **TOLERANCE)
+    assert gradcheck(by_slopes, (slopes,), eps=2.0**-12, atol=4e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in PACKED_MODES if mode != "no mask"])
+def test_ropes(mode: str) -> None:
+    leaves = (
+        _leaf(Q_ENDS[-2] + 1, HEADS, DIM, seed=1),
+        _leaf(KV_ENDS[-2] + 1, KV_HEADS, DIM, seed=2),
+        _leaf(KV_ENDS[-2] + 1, KV_HEADS, V_DIM, seed=3),
+        _leaf(Q_ENDS[-2] + 1, HEADS, 2, seed=4),
+        _leaf(KV_ENDS[-2] + 1, KV_HEADS, 2, seed=5),
+    )
+    call = {"head_num": HEADS, "input_layout": "TND", "scale": 0.6, "sink": _sinks().float()}
+    call |= {"actual_seq_qlen": Q_ENDS, "actual_seq_kvlen": KV_ENDS} | PACKED_MODES[mode]
+
+    def attend(query, key, value, query_rope, key_rope) -> torch.Tensor:  # noqa: ANN001
+        ropes = {"query_rope": query_rope, "key_rope": key_rope}
+        return npu_fusion_attention_v2(query, key, value, **ropes, **as_v2(call))[0]
+
+    assert gradcheck(attend, leaves, **TOLERANCE)

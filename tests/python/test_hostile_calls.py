@@ -8,9 +8,8 @@ from typing import Any
 
 import hypothesis
 import torch
+from calls import forward, gradient
 from hypothesis import strategies as st
-
-from fusion_attention import npu_fusion_attention, npu_fusion_attention_grad
 
 TOKENS = st.sampled_from([0, 1, 2, 7, 16, 33])
 HOSTILE = st.sampled_from(
@@ -42,8 +41,8 @@ def tensors(draw: Any, shape: list[int], dtypes: Any = DTYPES) -> torch.Tensor:
 
 
 @st.composite
-def calls(draw: Any) -> dict[str, Any]:
-    """Keyword arguments of a call that may be legal, nearly legal, or nonsense."""
+def calls(draw: Any) -> tuple[int, dict[str, Any]]:
+    """A version of the function, and arguments that may be legal, nearly legal, or nonsense."""
     layouts = st.sampled_from(["", "BNS\0D", "NTD"]) if draw(RARELY) else st.sampled_from(LAYOUTS)
     layout = draw(layouts)
     batch, heads, head_dim = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 3])), 8
@@ -58,6 +57,8 @@ def calls(draw: Any) -> dict[str, Any]:
             "TND": [tokens, heads, head_dim],
         }.get(layout.upper(), [batch, heads, tokens, head_dim])
 
+    packed = layout.upper() == "TND"
+    modes = st.sampled_from([0, 1, 2, 3, 4, 6, 7, 8] if packed else range(7))
     masks = st.sampled_from([torch.bool, torch.uint8])
     call: dict[str, Any] = {
         "query": draw(tensors(shape(q_len), dtype)),
@@ -65,7 +66,7 @@ def calls(draw: Any) -> dict[str, Any]:
         "value": draw(tensors(shape(kv_len), dtype)),
         "head_num": draw(HOSTILE) if draw(RARELY) else heads,
         "input_layout": layout,
-        "sparse_mode": draw(HOSTILE) if draw(RARELY) else draw(st.integers(0, 8)),
+        "sparse_mode": draw(HOSTILE if draw(RARELY) else modes),
         "scale": draw(REALS) if draw(RARELY) else 0.5,
         "keep_prob": draw(REALS) if draw(RARELY) else draw(st.sampled_from([1.0, 0.9, 1])),
     }
@@ -73,42 +74,58 @@ def calls(draw: Any) -> dict[str, Any]:
         "atten_mask": st.sampled_from([[2048, 2048], [3072, 2048], [q_len, kv_len]]).flatmap(
             lambda mask_shape: tensors(mask_shape, masks)
         ),
-        "pse": tensors([batch, heads, q_len, kv_len], dtype),
+        "pse": tensors([batch, heads, q_len, kv_len], dtype)
+        | st.sampled_from([[heads], [batch, heads]]).flatmap(
+            lambda slopes: tensors(slopes, st.just(torch.float32))
+        ),
         "sink": tensors([heads], st.just(torch.float32)),
         "dropout_mask": tensors([max(1, batch * heads * q_len * kv_len // 8)], masks),
         "pre_tockens": HOSTILE,
         "next_tockens": HOSTILE,
         "inner_precise": HOSTILE,
         "prefix": LENGTHS,
-        "softmax_layout": st.sampled_from(["", "", "", "TND", "tnd"]),
+        "softmax_layout": st.sampled_from(["", "", "", "TND" if packed else "", "tnd"]),
         "seed": HOSTILE,
         "offset": HOSTILE,
     }
+    version = draw(st.sampled_from([1, 2, 2, 3]))
+    if version == 2:
+        optional |= {
+            "pse_type": st.sampled_from([0, 1, 2, 3]) if not draw(RARELY) else HOSTILE,
+            "q_start_idx": LENGTHS | st.lists(HOSTILE, max_size=2),
+            "kv_start_idx": LENGTHS | st.lists(HOSTILE, max_size=2),
+        }
     for name, values in optional.items():
-        if draw(SOMETIMES):
+        if draw(SOMETIMES) and not (version == 3 and name in ("dropout_mask", "seed", "offset")):
             call[name] = draw(values)
-    if layout.upper() == "TND" or draw(RARELY):
+    if version == 2 and draw(st.booleans() if packed else RARELY):
+        rope_dim = draw(st.sampled_from([0, 1, 3, 8, 9]))
+        call["query_rope"] = draw(tensors([*shape(q_len)[:-1], rope_dim], dtype))
+        call["key_rope"] = draw(tensors([*shape(kv_len)[:-1], rope_dim], dtype))
+    if packed or draw(RARELY):
         exact = st.just([min(1, q_len), q_len]), st.just([min(1, kv_len), kv_len])
         call["actual_seq_qlen"] = draw(exact[0] | LENGTHS)
         call["actual_seq_kvlen"] = draw(exact[1] | LENGTHS)
-    return call
+    return version, call
 
 
-def refusal_of(call: dict[str, Any]) -> tuple[RuntimeError | None, Any]:
+def refusal_of(version: int, call: dict[str, Any]) -> tuple[RuntimeError | None, Any]:
     """The error of a call, or its results."""
     try:
-        return None, npu_fusion_attention(**call)
+        return None, forward(call, version)
     except RuntimeError as error:
         return error, None
 
 
-@hypothesis.settings(max_examples=1500, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=2500, deadline=None, derandomize=True)
 @hypothesis.given(calls())
-def test_a_call_gives_results_or_a_clear_error(call: dict[str, Any]) -> None:
+def test_a_call_gives_results_or_a_clear_error(drawn: tuple[int, dict[str, Any]]) -> None:
     """Both directions; a refused call leaves the random state as it was."""
+    version, call = drawn
     before = torch.get_rng_state()
-    inputs = [call[name].clone() for name in ("query", "key", "value")]
-    error, results = refusal_of(call)
+    names = ("query", "key", "value")
+    inputs = [call[name].clone() for name in names]
+    error, results = refusal_of(version, call)
     if error is not None:
         text = str(error)
         hypothesis.event(f"refused: {text.split()[2]}")
@@ -116,23 +133,18 @@ def test_a_call_gives_results_or_a_clear_error(call: dict[str, Any]) -> None:
         assert text.isascii() and len(text) <= 400, text  # noqa: PT018
         assert torch.equal(torch.get_rng_state(), before)
         return
-    out, softmax_max, softmax_sum, reserved, seed, offset, numels = results
-    hypothesis.event("accepted")
+    out, softmax_max, softmax_sum, reserved, *words = results
+    hypothesis.event(f"accepted by version {version}")
     assert out.dtype == call["query"].dtype
     assert reserved.numel() == 0
-    assert numels >= 0
-    gradient_call = {name: value for name, value in call.items() if name != "scale"}
-    gradients = npu_fusion_attention_grad(
-        **gradient_call | {"seed": seed, "offset": offset},
-        dy=torch.ones_like(out),
-        softmax_max=softmax_max,
-        softmax_sum=softmax_sum,
-        attention_in=out,
-        scale_value=call["scale"],
-        numels=numels,
-    )
-    for name, tensor, gradient in zip(
-        ("query", "key", "value"), inputs, gradients[:3], strict=True
-    ):
-        assert gradient.shape == tensor.shape, name
+    saved = {"softmax_max": softmax_max, "softmax_sum": softmax_sum, "attention_in": out}
+    saved |= dict(zip(("seed", "offset", "numels"), words, strict=version != 3))
+    assert saved.get("numels", 0) >= 0
+    gradients = gradient(call, torch.ones_like(out), saved, version)
+    for name, tensor in zip(names, inputs, strict=True):
+        found = gradients[{"query": "dq", "key": "dk", "value": "dv"}[name]]
+        assert found.shape == tensor.shape, name
         assert torch.equal(call[name], tensor), f"{name} was written to"
+    for name, other in (("pse", "dpse"), ("query_rope", "dq_rope"), ("key_rope", "dk_rope")):
+        if version == 2 and call.get(name) is not None and call[name].dim() > 0:
+            assert gradients[other].shape == call[name].shape, name
