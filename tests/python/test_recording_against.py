@@ -11,7 +11,13 @@ from safetensors.torch import load_file, save_file
 from simd import simd_targets
 from torch import Tensor
 
-from fusion_attention import cli, npu_fusion_attention, record, replay
+from fusion_attention import (
+    cli,
+    npu_fusion_attention,
+    npu_ring_attention_update,
+    record,
+    replay,
+)
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording import files, tensors
@@ -79,6 +85,28 @@ def test_dumps_of_several_calls_are_found_by_number(form: str, tmp_path: pathlib
     name = max(x.name for x in (tmp_path / "record").iterdir())
     save(rounded(second), dumps / f"{name}.safetensors")
     assert replay(tmp_path / "record", against=dumps).same
+
+
+def test_files_of_msprobe_are_found_by_the_index_of_the_call(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(4, 1, 8)
+    dumps = []
+    for scale in (0.25, 0.5):
+        dumps.append(make(tmp_path / "record", scale=scale))
+        with record(tmp_path / "record"):  # calls of other functions are counted apart
+            statistics = (torch.zeros(1, 1, 4, 8), torch.ones(1, 1, 4, 8))
+            npu_ring_attention_update(query, *statistics, query, *statistics)
+    with pytest.raises(FeatureError, match="nothing for call 1"):
+        replay(tmp_path / "record", against=tmp_path)
+    for index, dump in enumerate(dumps):
+        for place, name in enumerate(("out", "softmax_max", "softmax_sum")):
+            file = tmp_path / f"NPU.npu_fusion_attention.{index}.forward.output.{place}.pt"
+            torch.save(rounded(dump)[name], file)
+    for number in (1, 3):
+        report = replay(tmp_path / "record", against=tmp_path, call=number)
+        assert report.same
+        assert len(report.calls[0].comparisons) == 3
+    with pytest.raises(FeatureError, match=r"no NPU\.npu_ring_attention_update\.0\.forward"):
+        replay(tmp_path / "record", against=tmp_path)
 
 
 def test_where_results_part_is_told(

@@ -1,7 +1,7 @@
 """What a replay may be held against: another record, or tensors that a device's program saved.
 
 A dump is a .safetensors or .pt file of tensors by name (out, softmax_max, softmax_sum, dq, dk, dv,
-...), or a folder with one such file for each tensor. Knows no call but its name and its number.
+...), or a folder with one such file for each tensor, or what the vendor's tool msprobe saved.
 """
 
 import pickle
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording import files, saved
-from fusion_attention.recording.listing import calls_in
+from fusion_attention.recording.listing import calls_before, calls_in
 from fusion_attention.recording.saved import SavedCall
 
 _ENDINGS = (".safetensors", ".pt", ".pth")
@@ -34,14 +34,14 @@ class Other:
     dump: dict[str, Tensor] | None = None
 
 
-def find(path: Path, chosen: list[tuple[int, SavedCall]], whole: int) -> list[Other]:
+def find(path: Path, chosen: list[tuple[int, SavedCall]], folders: list[Path]) -> list[Other]:
     """Returns what stands against each of the calls that are replayed.
 
     Args:
         path: A record, the folder of a call, a dump, or a folder of dumps that are named as the
-            calls' folders or by their numbers: 1.safetensors, 2.pt, 3/out.pt.
+            calls' folders or by their numbers: 1.safetensors, 2.pt, 3/out.pt; or msprobe's.
         chosen: The numbers of the calls that are replayed, from 1, and the calls.
-        whole: How many calls the record has.
+        folders: The folders of all calls of the record.
 
     Raises:
         FeatureError: Something is missing there or cannot be read.
@@ -58,14 +58,31 @@ def find(path: Path, chosen: list[tuple[int, SavedCall]], whole: int) -> list[Ot
             return [Other(path, call=saved.read(path))]
         return [Other(path, dump=_read(path))]
     if others := calls_in(path):
-        if len(others) != whole:
+        if len(others) != len(folders):
             raise FeatureError(
-                f"{path} has {len(others)} recorded calls and the record has {whole}: which belong "
-                "together? Compare single calls by their folders."
+                f"{path} has {len(others)} recorded calls and the record has {len(folders)}: which "
+                "belong together? Compare single calls by their folders."
             )
         return [Other(others[number - 1], call=saved.read(others[number - 1]))
                 for number, _ in chosen]  # fmt: skip
+    if any(path.glob("NPU.*.forward.output.0.pt")):
+        return [_msprobe(path, call, calls_before(folders, number)) for number, call in chosen]
     return [_named_dump(path, number, call) for number, call in chosen]
+
+
+def _msprobe(path: Path, call: SavedCall, index: int) -> Other:
+    """Reads what msprobe saved of the call with this index, from 0, of its function.
+
+    It has a file for each result: NPU.npu_fusion_attention.0.forward.output.0.pt is the first of
+    the first call.
+    """
+    stem = f"NPU.{call.function}.{index}.forward.output"
+    results = enumerate(saved.RESULTS[call.function])
+    found = {name: path / f"{stem}.{place}.pt" for place, name in results}
+    dump = {name: _only(file) for name, file in found.items() if file.exists()}
+    if not dump:
+        raise FeatureError(f"{path} has no {stem}.0.pt")
+    return Other(path / stem, dump=dump)
 
 
 def _named_dump(path: Path, number: int, call: SavedCall) -> Other:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fusion_attention._errors import FeatureError
 
-_NAME = re.compile(r"rank(\d+)-pid(\d+)-(\d+)-\w+")
+_NAME = re.compile(r"rank(\d+)-pid(\d+)-(\d+)-(\w+)")
 
 
 def folder_name(rank: int, process: int, number: int, function: str) -> str:
@@ -24,7 +24,7 @@ def calls_in(record: Path) -> list[Path]:
     found = []
     for folder in record.iterdir():
         if folder.is_dir() and (match := _NAME.fullmatch(folder.name)):
-            found.append((tuple(map(int, match.groups())), folder))
+            found.append((tuple(map(int, match.groups()[:3])), folder))
     folders = [folder for _, folder in sorted(found)]
     for folder in folders:
         if not (folder / "call.json").exists():
@@ -33,3 +33,14 @@ def calls_in(record: Path) -> list[Path]:
                 "Delete it to use the rest."
             )
     return folders
+
+
+def calls_before(folders: list[Path], number: int) -> int:
+    """Returns how many calls of its function the process of call `number` had made before it."""
+
+    def maker(folder: Path) -> tuple[str, ...]:
+        match = _NAME.fullmatch(folder.name)
+        return match.group(1, 2, 4) if match else ()
+
+    *before, this = map(maker, folders[:number])
+    return before.count(this)

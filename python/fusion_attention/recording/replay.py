@@ -93,7 +93,8 @@ def replay(
         folder: What `record` or FUSION_ATTENTION_RECORD wrote, or the folder of one call in it.
         against: Another record of the same program, or a device's results: a .safetensors or .pt
             file of tensors named out, softmax_max, softmax_sum, dq, dk, dv, dpse, dsink, or a
-            folder of such files named 1.safetensors, 2.pt, ... by the numbers of the calls.
+            folder of such files named 1.safetensors, 2.pt, ... by the numbers of the calls; or the
+            dump_tensor_data of msprobe, the vendor's tool (forward results).
         threads: How many threads to use; None leaves it as it is.
         call: Only this call: its number, from 1, or the name of its folder.
         tolerance: Compare within this tolerance: an element may be off by so much of itself plus so
@@ -126,10 +127,10 @@ def replay_each(
     tolerance: float | None = None,
 ) -> Iterator[CallReport]:
     """The same, giving each call's report as soon as it is known."""
-    chosen, whole = _choose(Path(folder), call)
+    chosen, folders = _choose(Path(folder), call)
     others: list[dumps.Other | None] = [None] * len(chosen)
     if against is not None:
-        others = list(dumps.find(Path(against), chosen, whole))
+        others = list(dumps.find(Path(against), chosen, folders))
     for _, recorded in chosen:
         if recorded.kept == "all":
             check(recorded)
@@ -140,8 +141,8 @@ def replay_each(
             yield CallReport(number, title, recorded.folder, tuple(comparisons), tuple(notes))
 
 
-def _choose(folder: Path, call: int | str | None) -> tuple[list[tuple[int, SavedCall]], int]:
-    """Returns the calls to replay with their numbers, and how many the record has."""
+def _choose(folder: Path, call: int | str | None) -> tuple[list[tuple[int, SavedCall]], list[Path]]:
+    """Returns the calls to replay with their numbers, and the folders of all calls."""
     folders = [folder] if (folder / "call.json").exists() else calls_in(folder)
     if not folders:
         raise FeatureError(f"{folder} holds no recorded calls")
@@ -151,7 +152,7 @@ def _choose(folder: Path, call: int | str | None) -> tuple[list[tuple[int, Saved
         if not wanted:
             raise FeatureError(f"{folder} has {len(folders)} calls, and none is {call}")
         numbered = wanted
-    return [(number, saved.read(path)) for number, path in numbered], len(folders)
+    return [(number, saved.read(path)) for number, path in numbered], folders
 
 
 @contextlib.contextmanager
