@@ -81,26 +81,32 @@ def test_a_program_that_python_cannot_read_is_shown_as_python_shows_it(tmp_path:
     assert done.stderr == start(program).stderr
 
 
+SPAWN = """
+import subprocess, sys, torch, torch_npu
+import torch.distributed as dist
+
+def work(rank, file):
+    torch.npu.set_device(rank)
+    dist.init_process_group("hccl", init_method=f"file://{file}", rank=rank, world_size=2)
+    tensor = torch.full((2,), rank + 1.0, device=f"npu:{rank}")
+    dist.all_reduce(tensor)
+    assert dist.get_backend() == "hccl" and tensor.tolist() == [3, 3], tensor
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, (sys.argv[1],), nprocs=2)
+    code = "import torch_npu; print(torch_npu.__version__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+"""
+
+
 def test_processes_that_the_program_starts_import_the_stand_in_too(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    program.write_text(
-        "import multiprocessing, os, subprocess, sys, torch_npu\n"
-        "def work(queue):\n"
-        "    queue.put(torch_npu.__version__)\n"
-        "if __name__ == '__main__':\n"
-        "    context = multiprocessing.get_context('spawn')\n"
-        "    queue = context.Queue()\n"
-        "    process = context.Process(target=work, args=(queue,))\n"
-        "    process.start()\n"
-        "    print(queue.get(timeout=100))\n"
-        "    process.join()\n"
-        "    code = 'import torch_npu; print(torch_npu.__version__)'\n"
-        "    subprocess.run([sys.executable, '-c', code], check=True)\n",
-        encoding="utf-8",
-    )
-    done = start("-m", "fusion_attention", "run", program)
+    program.write_text(SPAWN, encoding="utf-8")
+    run = ("-m", "fusion_attention", "run", program, tmp_path / "rendezvous")
+    done = start(*run, FUSION_ATTENTION_NPU_COUNT="2")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("+fusion.attention.") == 2
+    assert "+fusion.attention." in done.stdout
 
 
 def test_an_unknown_release_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ the stand-in by a folder on their path. Knows names of modules only.
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -50,7 +51,7 @@ def install_for_children() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(x for x in (*inherited, folder) if x)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder(importlib.metadata.DistributionFinder):
     """Finds `torch_npu.x.y` where the stand-in's own x.y is: one module, two names."""
 
     def find_spec(
@@ -65,6 +66,25 @@ class _Finder(importlib.abc.MetaPathFinder):
                     return None
                 return found and importlib.machinery.ModuleSpec(fullname, _Loader(name))
         return None
+
+    def find_distributions(
+        self, context: importlib.metadata.DistributionFinder.Context | None = None
+    ) -> Iterable[importlib.metadata.Distribution]:
+        """Finds what importlib.metadata.version("torch_npu") asks: some clients look there only."""
+        if context is None or context.name not in ("torch_npu", "torch-npu"):
+            return []
+        return [_Distribution()]
+
+
+class _Distribution(importlib.metadata.Distribution):
+    """The stand-in as an installed package: its name and its version."""
+
+    def read_text(self, filename: str) -> str | None:
+        version = sys.modules[_STAND_IN].__version__
+        return f"Name: torch_npu\nVersion: {version}\n" if filename == "METADATA" else None
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Path:
+        return PATH_FOLDER / path
 
 
 class _Loader(importlib.abc.Loader):

@@ -1,6 +1,7 @@
 """torch.npu.*: what programs ask the device, and what they are told."""
 
 import importlib
+import importlib.metadata
 import time
 
 import pytest
@@ -19,6 +20,9 @@ def test_one_module_has_all_its_names() -> None:
     assert GradScaler is torch.npu.amp.GradScaler
     assert importlib.import_module("torch_npu") is torch_npu
     assert torch_npu.__spec__.name == "fusion_attention.torch_npu"
+    assert importlib.metadata.version("torch_npu") == torch_npu.__version__
+    assert importlib.metadata.version("torch") == torch.__version__
+    assert torch_npu.__version__.startswith(torch.__version__.partition("+")[0])
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("torch_npu.no_such_module")
 

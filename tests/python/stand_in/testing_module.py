@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch_npu
+from torch_npu.testing.common_distributed import skipIfUnsupportMultiNPU
 from torch_npu.testing.common_utils import (
+    SkipIfNotGteCANNVersion,
     SupportedDevices,
     create_common_tensor,
     create_dtype_tensor,
@@ -164,13 +166,27 @@ def test_devices_are_told_apart_by_ten_letters(monkeypatch: pytest.MonkeyPatch) 
         def test(self) -> None:
             pass
 
-    assert unittest.TestResult().wasSuccessful()
     result = unittest.TestResult()
     Case("test").run(result)
     assert result.skipped == []
     monkeypatch.setenv("FUSION_ATTENTION_NPU_NAME", "Ascend310P3")
     Case("test").run(result)
     assert "current device is Ascend310P" in result.skipped[0][1]
+
+
+def test_tests_run_where_there_are_devices_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Case(unittest.TestCase):
+        @skipIfUnsupportMultiNPU(2)
+        @SkipIfNotGteCANNVersion("9.0.0")
+        def test(self) -> None:
+            raise RuntimeError("it ran")
+
+    result = unittest.TestResult()
+    Case("test").run(result)
+    assert "FUSION_ATTENTION_NPU_COUNT=2 makes that many" in result.skipped[0][1]
+    monkeypatch.setenv("FUSION_ATTENTION_NPU_COUNT", "2")
+    Case("test").run(result)
+    assert "it ran" in result.errors[0][1]
 
 
 def test_a_case_starts_from_the_same_seed() -> None:

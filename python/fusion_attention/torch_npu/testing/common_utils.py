@@ -91,6 +91,16 @@ class SupportedDevices:
         return run_where_supported
 
 
+class SkipIfNotGteCANNVersion:
+    """Runs a test that needs some release of CANN: there is none here that could be too old."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def __call__(self, test: Callable[..., Any]) -> Callable[..., Any]:
+        return test
+
+
 @contextlib.contextmanager
 def freeze_rng_state() -> Iterator[None]:
     """Gives the generator its state back at the end of a `with` block."""
