@@ -52,6 +52,10 @@ library.define(
     "str input_layout, *, Tensor? softmax_max=None, Tensor? softmax_sum=None, "
     "Tensor? attention_in=None, float scale_value=1.0) -> (Tensor, Tensor, Tensor, Tensor)"
 )
+library.define(
+    "_npu_dropout_gen_mask(Tensor self, int[] size, float p, int seed, int offset, "
+    "bool? parallel=True, bool? sync=False) -> Tensor"
+)
 vendor = types.ModuleType("torch_npu")
 vendor.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
 vendor.__version__ = "2.10.0"
@@ -88,6 +92,8 @@ gradients = torch.ops.npu.npu_fusion_attention_grad(
     softmax_sum=expected[2], attention_in=expected[0], scale_value=0.5,
 )
 assert len(gradients) == 4 and gradients[0].shape == query.shape
+mask = torch.ops.npu._npu_dropout_gen_mask(query, [2, 512], 0.5, 3, 0)
+assert torch.equal(mask, ours._npu_dropout_gen_mask(query, [2, 512], 0.5, 3, 0))
 
 mode = FakeTensorMode(allow_non_fake_inputs=True)
 there = FakeTensor(mode, torch.empty(1, 2, 4, 8, device="meta"), torch.device("npu", 0))

@@ -109,6 +109,14 @@ def test_processes_that_the_program_starts_import_the_stand_in_too(tmp_path: Pat
     assert "+fusion.attention." in done.stdout
 
 
+def test_a_folder_of_the_name_is_not_the_vendors_package(tmp_path: Path) -> None:
+    (tmp_path / "torch_npu").mkdir()
+    program = tmp_path / "program.py"
+    program.write_text("import torch_npu; print(torch_npu.__version__)", encoding="utf-8")
+    done = start("-m", "fusion_attention", "run", program, cwd=tmp_path)
+    assert "+fusion.attention." in done.stdout, done.stderr
+
+
 def test_an_unknown_release_is_refused_in_one_line(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.touch()

@@ -31,10 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the program and returns its exit status."""
-    if options.compat:
-        os.environ["FUSION_ATTENTION_COMPAT"] = (
-            options.compat
-        )  # processes that it starts see it too
+    if options.compat:  # in the environment, where processes that the program starts see it too
+        os.environ["FUSION_ATTENTION_COMPAT"] = options.compat
     from fusion_attention import torch_npu
 
     if options.module:

@@ -6,6 +6,20 @@ and torch_npu.contrib.transfer_to_npu. Where the vendor's package is installed n
 its operators learn to take tensors of the CPU, and this module offers the functions that send each
 call to where its tensors are.
 
+What differs from the device:
+
+- tensor.device is cpu and tensor.is_npu is False, for that is where the tensors are. Code that asks
+  for device.type == "npu" takes its other branch.
+- Moving copies as between two memories: x.npu() of what is on the host, y.cpu() and y.to("cpu") of
+  anything. y.npu() copies nothing where y, or what y is a view of, was made or moved there; results
+  of arithmetic count as the host's, so y.npu() of a result is a copy. x.to(y.device) never copies.
+- Random numbers are the CPU generator's; torch.npu.manual_seed() seeds it.
+- The device's name is Ascend910B1, or FUSION_ATTENTION_NPU_NAME; there is one device, or one for
+  each process of a launcher, or FUSION_ATTENTION_NPU_COUNT.
+- Autocast and GradScaler are the CPU's, "hccl" is Gloo, a DeviceMesh of npu is one of cpu, streams
+  are always done, events measure time, memory figures are the process's.
+- Everything else of torch_npu raises an AttributeError that names what is here.
+
 >>> import fusion_attention.torch_npu
 >>> import torch, torch_npu
 >>> query = torch.randn(1, 4, 128, 64, device="npu")
@@ -65,7 +79,8 @@ def install(compat: str | None = None) -> None:
                 "and has a release of its own. Leave out compat and FUSION_ATTENTION_COMPAT."
             )
         if _library is None:
-            _library = _family.add_to_vendor(importlib.import_module("torch_npu"))
+            importlib.import_module("torch_npu")  # which defines them
+            _library = _family.add_to_vendors_operators()
     else:
         if _library is None:
             from fusion_attention.torch_npu import _compile, _device, _distributed, npu

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
+from torch.utils._device import _device_constructors
 
 from fusion_attention.torch_npu._wrap import wrap
 
@@ -50,6 +51,9 @@ def install(module: ModuleType) -> None:
         _library.impl(name, _maker(name), "PrivateUse1")
     _library.impl("record_stream", _ignore_stream, "CPU")
 
+    _device_constructors()  # PyTorch's list of what follows `with torch.device`, by identity
+    for name in ("empty", "empty_like", "zeros"):
+        setattr(torch, name, wrap(getattr(torch, name), _unpinned))
     torch.Tensor.npu = _npu
     torch.Tensor.to = wrap(torch.Tensor.to, _to)
     torch.Tensor.cpu = wrap(torch.Tensor.cpu, _cpu)
@@ -148,6 +152,13 @@ def _pin_memory(
 ) -> Tensor:
     """Returns the tensor: there is no device that would copy from pinned memory faster."""
     return tensor
+
+
+def _unpinned(original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """Makes buffers for offloaded tensors, which PyTorch would ask the device's library to pin."""
+    if kwargs.get("pin_memory"):
+        kwargs["pin_memory"] = False
+    return original(*args, **kwargs)
 
 
 def _storage(

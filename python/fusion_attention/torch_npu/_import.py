@@ -32,7 +32,9 @@ def vendor_is_installed() -> bool:
         spec = importlib.util.find_spec("torch_npu")
     except ValueError:  # a module that was made by hand, and is there
         return True
-    return spec is not None and Path(spec.origin or "").parent != PATH_FOLDER
+    if spec is None or (spec.origin is None and spec.submodule_search_locations is not None):
+        return False  # nothing, or a folder that happens to have the name
+    return Path(spec.origin or "").parent != PATH_FOLDER
 
 
 def install() -> None:

@@ -63,7 +63,8 @@ def test_what_is_made_there_is_what_is_made_on_the_cpu(name: str, device: str) -
 
 def test_the_device_of_a_block_and_the_default_device() -> None:
     with torch.device("npu"):
-        assert torch.ones(2).npu() is not None
+        for made in (torch.ones(2), torch.empty(2), torch.zeros(2), torch.tensor([1.0])):
+            assert made.npu() is made
         module = torch.nn.Linear(2, 2)
     weight = module.weight
     assert module.npu().weight is weight
@@ -204,7 +205,13 @@ def test_pinned_memory_is_memory() -> None:
     loader = torch.utils.data.DataLoader(data, batch_size=2, pin_memory=True)
     batches = [batch.npu(non_blocking=True) for (batch,) in loader]
     assert torch.cat(batches).tolist() == list(range(6))
-    assert torch.empty(3, pin_memory=True, device="npu").shape == (3,)
+    for made in (
+        torch.empty(3, pin_memory=True),
+        torch.empty(3, pin_memory=True, device="npu"),
+        torch.empty_like(torch.ones(3), device="cpu", pin_memory=True),
+        torch.zeros(3, pin_memory=True),
+    ):
+        assert made.shape == (3,)
     pinned = torch.ones(3).pin_memory()
     assert not pinned.is_pinned()
 
@@ -303,7 +310,8 @@ def test_compiled_code_may_use_the_device() -> None:
         y.add_(1)
         z = x.to("npu", torch.float32).mul_(2) + torch.arange(4.0, device="npu")
         query = torch.ones(1, 1, 4, 8, device="npu:0") * z.to("npu")[:, None]
-        return torch_npu.npu_fusion_attention(query, query, query, 1, "BNSD")[0] + y[:, None], z
+        out = torch_npu.npu_fusion_attention(query, query, query, 1, "BNSD")[0]
+        return out + y[:, None] + torch.zeros(8) + torch.empty_like(out).zero_(), z
 
     x = torch.ones(4)
     expected = step(x)

@@ -27,6 +27,8 @@ def test_importing_it_is_enough() -> None:
         lambda: torch.ones(3, device="cuda"),
         lambda: torch.ones(3, device=torch.device("cuda", 0)),
         lambda: torch.ones(3, device=0),
+        lambda: torch.zeros(3, device="cuda").add_(1),
+        lambda: torch.empty(3, device="cuda").fill_(1),
         lambda: torch.tensor([1.0, 1.0, 1.0], device="cuda:0"),
         lambda: torch.ones(3).cuda(),
         lambda: torch.ones(3).cuda(non_blocking=True),

@@ -80,7 +80,8 @@ def _install() -> None:
 
 
 def _is_in(value: Any, functions: set[Any]) -> bool:
-    return callable(value) and value.__hash__ is not None and value in functions
+    original = getattr(value, "__wrapped__", value)
+    return callable(value) and original.__hash__ is not None and original in functions
 
 
 _install()
