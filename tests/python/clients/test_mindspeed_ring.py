@@ -103,6 +103,12 @@ def halves(q_rank: int, kv_rank: int) -> tuple[slice, slice]:
     return (slice(0, 2), slice(0, 1)) if kv_rank < q_rank else (slice(1, 2), slice(0, 2))
 
 
+def rows_from(partial: Partial, first: int) -> Partial:
+    """The results of the rows from `first` on."""
+    out, softmax_max, softmax_sum = partial
+    return out[first:], softmax_max[:, :, first:], softmax_sum[:, :, first:]
+
+
 @pytest.mark.parametrize(
     ("keep_prob", "update"), [(1.0, forward_update), (0.8, forward_update), (0.8, fused_update)]
 )
@@ -137,34 +143,28 @@ def test_causal_ring(keep_prob: float, update: Callable[[Partial, Partial], Part
             row_tokens = tokens_of(rank).reshape(2, CHUNK)[rows].flatten()
             key_tokens = tokens_of(kv_rank).reshape(2, CHUNK)[columns].flatten()
             dropped.append((row_tokens, key_tokens, outs[4], outs[5]))
-            current = outs[:3]
             if final is None:
-                final = current
-            elif kv_rank < rank:
-                final = update(final, current)
-            else:  # only the second half of the rows
-                out, softmax_max, softmax_sum = final
-                second = out[CHUNK:], softmax_max[:, :, CHUNK:], softmax_sum[:, :, CHUNK:]
-                merged = update(second, current)
-                final = (
-                    torch.cat([out[:CHUNK], merged[0]]),
-                    torch.cat([softmax_max[:, :, :CHUNK], merged[1]], dim=2),
-                    torch.cat([softmax_sum[:, :, :CHUNK], merged[2]], dim=2),
-                )
+                final = outs[:3]
+                continue
+            first = rows.start * CHUNK
+            new = update(rows_from(final, first), outs[:3])
+            final = tuple(
+                torch.cat([old.narrow(dim, 0, first), x], dim)
+                for old, x, dim in zip(final, new, (0, 2, 2), strict=True)
+            )
         finals.append(final)
 
     dqs, dks, dvs = ([torch.zeros_like(x) for x in xs] for xs in (qs, ks, vs))
-    for rank, (out, softmax_max, softmax_sum) in enumerate(finals):
+    for rank, final in enumerate(finals):
         for kv_rank in range(RANKS):
             rows, columns = halves(rank, kv_rank)
-            first = 0 if rows.start == 0 else CHUNK
             k, v = ks[kv_rank][columns].flatten(0, 1), vs[kv_rank][columns].flatten(0, 1)
             dq, dk, dv = fuse_grad(
                 qs[rank][rows].flatten(0, 1),
                 k,
                 v,
                 douts[rank][rows].flatten(0, 1),
-                (out[first:], softmax_max[:, :, first:], softmax_sum[:, :, first:]),
+                rows_from(final, rows.start * CHUNK),
                 keep_prob,
                 rng_states[rank, kv_rank],
                 **options(rank, kv_rank, k),
