@@ -88,6 +88,7 @@ std::string FactsOf(const Plan& plan) {
   facts.Add("next_tockens", p.mask.next_tockens);
   facts.Add("band_sequence", p.mask.band_sequence);
   facts.Add("pse", Word(p.pse.kind));
+  facts.Add("pse_after_scale", int{p.pse.after_scale});
   facts.Add("has_sink", int{p.has_sink});
   facts.Add("softmax_layout_tnd", int{p.softmax_layout_tnd});
   facts.Add("invalid_row_mode", int{p.invalid_row_mode});

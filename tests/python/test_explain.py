@@ -90,6 +90,17 @@ def test_work_and_memory() -> None:
     assert report.memory["scores"] == 4 * 2 * 4 * 64 * 96
 
 
+def test_biases_are_named() -> None:
+    before = explain(**call(pse=meta(2, 4, 1, 64)))
+    assert "a bias, added before scaling" in before.text()
+    full = call("TND", 1200, 1200, actual_seq_qlen=[1200], actual_seq_kvlen=[1200])
+    full |= {"pse": meta(1, 4, 1024, 1200), "atten_mask": CAUSAL, "sparse_mode": 2}
+    assert "the last 1024 rows of a bias" in explain(**full).text()
+    after = call(pse=meta(2, 4, 64, 64), pse_type=0)
+    report = explain(function="npu_fusion_attention_v2", **after)
+    assert "a bias, added to the scaled scores" in report.text()
+
+
 def test_a_mask_without_data_leaves_the_count_open() -> None:
     report = explain(**call(atten_mask=meta(64, 64, dtype=torch.bool), next_tockens=0))
     assert (report.pairs, report.flops) == (None, None)
@@ -103,6 +114,7 @@ def test_every_function_of_the_family() -> None:
     slopes = {"pse": meta(4, dtype=torch.float32), "pse_type": 2}
     report = explain(function="npu_fusion_attention_v2", **v2, **slopes)
     assert (report.error, report.facts.pse) == (None, "slopes")
+    assert "each head's slope times distance is subtracted" in report.text()
     ropes = {"query_rope": rope, "key_rope": rope}
     both = explain(function="npu_fusion_attention_v2", **v2, **slopes, **ropes)
     assert both.error.startswith("RuntimeError: npu_fusion_attention: expected pse to be None")

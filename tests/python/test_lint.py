@@ -23,6 +23,9 @@ LEFT_PADDING_SWAPPED = torch.zeros(2, 1, 64, 64, dtype=torch.bool)
 LEFT_PADDING_SWAPPED[0, :, :, :40] = True  # True for the real tokens: 40 of 64 ...
 LEFT_PADDING_SWAPPED[1] = True  # ... and all of them
 
+PADDED = triangle(64, 64).expand(2, 1, 64, 64).clone()  # causal, and the second batch is padded
+PADDED[1, :, :, 40:] = True
+WINDOW = triangle(64, 64) | triangle(64, 64, -15).logical_not()
 ONE_WRONG = CAUSAL.clone()
 ONE_WRONG[5, 900] = False
 DIAGONAL_TOO = CAUSAL | torch.eye(2048).bool()
@@ -51,6 +54,14 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "L03", "wrong", "inverted",
         call(kv=96, atten_mask=~triangle(64, 96, 33), sparse_mode=1),
         call(kv=96, atten_mask=triangle(64, 96, 33), sparse_mode=1),
+    ),
+    (
+        "L03", "wrong", "queries see the keys behind, but not the own one",
+        call(atten_mask=~PADDED, sparse_mode=1), call(atten_mask=PADDED, sparse_mode=1),
+    ),
+    (
+        "L03", "wrong", "63 of 63 queries see the keys behind",
+        call(atten_mask=~WINDOW, sparse_mode=1), call(atten_mask=WINDOW, sparse_mode=1),
     ),
     (
         "L03", "risk", "inverted padding mask",

@@ -42,6 +42,15 @@ CLIENTS: dict[str, dict[str, Any]] = {
         pre_tockens=64,
         next_tockens=64,
     ),
+    # Keys of an earlier block: those of the document that goes on in this block's first 40 rows.
+    "mindspeed ring, general, document across blocks": call(
+        "SBH",
+        atten_mask=((torch.arange(64) < 50) | (torch.arange(64)[:, None] >= 40))[None, None],
+        sparse_mode=1,
+        pre_tockens=64,
+        next_tockens=64,
+    ),
+    "random mask": call(atten_mask=torch.rand(64, 64) < 0.5, sparse_mode=1),
     "mindspeed ring, packed general, leading 0": packed([0, 16, 64], [0, 16, 64]),
     "mindspeed-llm window": call(
         "BNSD", atten_mask=CAUSAL, sparse_mode=4, pre_tockens=16, next_tockens=0

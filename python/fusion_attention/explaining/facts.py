@@ -60,6 +60,7 @@ class Facts:
 
     Attributes:
         mask: "none", "dense" (a byte per score) or "compressed" (the rows' ranges alone decide).
+        pse: "none", "dense", "compressed" (the last 1024 rows of a Toeplitz bias) or "slopes".
         dropout: "none", "philox", "external" or "drop_all".
         drop_rate: The share of weights that generated dropout really drops.
         band_sequence: Modes 7 and 8: the sequence that uses pre_tockens and next_tockens.
@@ -89,6 +90,7 @@ class Facts:
     next_tockens: int
     band_sequence: int
     pse: str
+    pse_after_scale: bool
     has_sink: bool
     softmax_layout_tnd: bool
     invalid_row_mode: bool

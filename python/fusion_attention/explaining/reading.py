@@ -86,14 +86,14 @@ class Reading:
         """An integer argument, or `default` where it is none."""
         try:
             return operator.index(self.values[name])
-        except TypeError:
+        except (TypeError, RuntimeError):  # the latter from tensors of several or no elements
             return default
 
     def number(self, name: str) -> float:
         """A real argument; NaN where it is none."""
         try:
             return float(self.values[name])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):
             return math.nan
 
     def integers(self, name: str) -> list[int]:

@@ -13,11 +13,15 @@ def inverted(case: Case) -> Iterator[Finding]:
     if visible is None or facts is None or facts.mask != "dense" or not visible.known:
         return
     kinds = {pattern.kind for pattern in visible.patterns}
-    if "anticausal" in kinds and kinds <= {"anticausal", "all", "nothing"}:
+    reverse, judged = visible.reversed_rows
+    exactly = "anticausal" in kinds and kinds <= {"anticausal", "all", "nothing"}
+    # Causal masks that are inverted together with padding, windows or documents.
+    if exactly or (judged >= 8 and reverse > judged // 2):
+        who = "each query sees" if exactly else f"{reverse} of {judged} queries see"
         yield Finding(
             "L03",
             "wrong",
-            "atten_mask is inverted: each query sees only the keys after it",
+            f"atten_mask is inverted: {who} the keys behind, but not the own one",
             "In atten_mask True (1) means masked, the opposite of PyTorch's "
             "scaled_dot_product_attention; this mask keeps the future and masks the past.",
             "Pass atten_mask.logical_not().",

@@ -121,6 +121,8 @@ def _tensors(report: "Report", width: int) -> list[str]:
         f"D={facts.head_dim}{rope} Dv={facts.value_dim}, {facts.dtype}, scale={facts.scale:g}",
         width,
     )
+    if facts.pse != "none":
+        lines += _labelled("pse", words.bias_in_words(facts, reading), width)
     if facts.packed:
         lines += _sequences(facts, width)
     return lines

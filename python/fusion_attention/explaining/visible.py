@@ -4,6 +4,7 @@ Structured masks are the row ranges that the core gives; dense ones are read fro
 chunks. Knows nothing of pictures and words.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fusion_attention.explaining.facts import Facts, Span
 from fusion_attention.explaining.patterns import Pattern, Rows, recognise
 
 EMPTY, PARTIAL, FULL = range(3)
-_CHUNK = 1 << 24  # scores that are looked at together
+_CHUNK = 1 << 22  # scores that are looked at together
 _KEPT_MATRICES = 8  # that pictures may be drawn of
 
 
@@ -47,8 +48,16 @@ class Matrix:
     def kv_len(self) -> int:
         return self.span.kv_len
 
+    @functools.cached_property
+    def unbounded(self) -> bool:
+        """Whether the ranges leave all keys to all rows."""
+        begin, end = self.ranges.unbind(1)
+        return bool((begin == 0).all()) and bool((end == self.kv_len).all())
+
     def cells(self, rows: slice = slice(None), keys: slice = slice(None)) -> Tensor:
         """Bool: which of these rows sees which of these keys."""
+        if self.masked is not None and self.unbounded:
+            return self.masked[rows, keys] == 0
         key = torch.arange(self.kv_len)[keys]
         begin, end = self.ranges[rows].unbind(1)
         visible = (key >= begin[:, None]) & (key < end[:, None])
@@ -61,20 +70,34 @@ class Matrix:
             seen = begin < end
             first = torch.where(seen, begin, self.kv_len)
             return Rows(end - begin, first, torch.where(seen, end, 0), self.kv_len)
-        counts, firsts, ends = [], [], []
-        key = torch.arange(self.kv_len)
+        counts, firsts, lasts = [], [], []
         for rows in self._chunks(1):
-            cells = self.cells(rows)
+            cells = self.cells(rows).view(torch.uint8)
             counts.append(cells.sum(1))
-            firsts.append(torch.where(cells, key, self.kv_len).amin(1))
-            ends.append(torch.where(cells, key + 1, 0).amax(1))
-        return Rows(torch.cat(counts), torch.cat(firsts), torch.cat(ends), self.kv_len)
+            firsts.append(cells.argmax(1))  # of equal elements the first
+            lasts.append(self.kv_len - cells.flip(1).argmax(1))
+        count = torch.cat(counts)
+        first = torch.where(count > 0, torch.cat(firsts), self.kv_len)
+        return Rows(count, first, torch.where(count > 0, torch.cat(lasts), 0), self.kv_len)
 
     def kept_by_mask(self) -> int:
         """How many pairs the dense mask keeps, wherever they are."""
         if self.masked is None:
             return self.q_len * self.kv_len
         return sum(int((self.masked[rows] == 0).sum()) for rows in self._chunks(1))
+
+    def reversals(self) -> tuple[int, int]:
+        """(rows whose own key is masked while the next one is visible, rows that have both).
+
+        A row's own key is counted from the bottom right. Causal masks have none of the former.
+        """
+        row = torch.arange(self.q_len)
+        own = row + self.kv_len - self.q_len
+        row, own = (x[(own >= 0) & (own < self.kv_len - 1)] for x in (row, own))
+        if self.masked is None or not len(row):
+            return 0, 0
+        reverse = (self.masked[row, own] != 0) & (self.masked[row, own + 1] == 0)
+        return int(reverse.sum()), len(row)
 
     def fill(self, size: int) -> Tensor:
         """The share of visible pairs in every tile of `size` rows and keys, float64."""
@@ -121,6 +144,8 @@ class Visible:
         empty_ranges: (sequence, head or -1, first row, one behind the last row) of such rows, the
             first few.
         hidden: Pairs that a dense mask keeps, but tockens or prefix hide.
+        reversed_rows: Rows of the different matrices in which a dense mask masks the row's own key
+            and keeps the next, and how many rows could.
         patterns: What the matrices look like -> how many of the different ones do.
         known: False where a dense mask's data is not there; everything then is what the other
             arguments leave.
@@ -132,6 +157,7 @@ class Visible:
     empty_rows: int
     empty_ranges: tuple[tuple[int, int, int, int], ...]
     hidden: int
+    reversed_rows: tuple[int, int]
     patterns: Counter[Pattern]
     known: bool
 
@@ -141,7 +167,7 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
     mask = atten_mask if facts.mask == "dense" else None
     known = mask is not None or facts.mask != "dense"
     kept: list[Matrix] = []
-    distinct = pairs = empty = hidden = 0
+    distinct = pairs = empty = hidden = reverse = judged = 0
     ranges: list[tuple[int, int, int, int]] = []
     patterns: Counter[Pattern] = Counter()
     for matrix in _matrices(facts, mask):
@@ -149,7 +175,10 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
         distinct += 1
         seen = int(rows.count.sum())
         pairs += matrix.copies * seen
-        if mask is not None and facts.sparse_mode != 1:
+        reverse, judged = (
+            x + y for x, y in zip((reverse, judged), matrix.reversals(), strict=True)
+        )
+        if mask is not None and not matrix.unbounded:
             hidden += matrix.copies * (matrix.kept_by_mask() - seen)
         blind = rows.count == 0
         if blind.any():
@@ -161,7 +190,15 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
         if len(kept) < _KEPT_MATRICES or matrix.sequence == facts.band_sequence:
             kept.append(matrix)
     return Visible(
-        tuple(kept), distinct, pairs, empty, tuple(ranges[:_KEPT_MATRICES]), hidden, patterns, known
+        matrices=tuple(kept),
+        distinct=distinct,
+        pairs=pairs,
+        empty_rows=empty,
+        empty_ranges=tuple(ranges[:_KEPT_MATRICES]),
+        hidden=hidden,
+        reversed_rows=(reverse, judged),
+        patterns=patterns,
+        known=known,
     )
 
 

@@ -78,6 +78,17 @@ def share(part: float, whole: float) -> str:
     return f"{percent:.2f}%" if percent < 1 or percent > 99 else f"{percent:.1f}%"
 
 
+def bias_in_words(facts: Facts, reading: Reading) -> str:
+    """What pse adds to the scores."""
+    if facts.pse == "slopes":
+        distance = "distance" if reading.integer("pse_type") == 2 else "sqrt(distance)"
+        return f"slopes: each head's slope times {distance} is subtracted from the scaled scores"
+    what = "added to the scaled scores" if facts.pse_after_scale else "added before scaling"
+    if facts.pse == "compressed":
+        return f"the last 1024 rows of a bias that repeats along the diagonals, {what}"
+    return f"a bias, {what}"
+
+
 def dropout_in_words(facts: Facts, reading: Reading) -> list[str]:
     """What dropout does to the weights, and where its bits come from."""
     elements = f"{facts.numels:,} dropout elements (numels)"
