@@ -117,6 +117,21 @@ def test_info_says_where_targets_and_threads_come_from() -> None:
     assert facts["torch_npu"] is None
 
 
+@pytest.mark.parametrize("vendor", [False, True])
+def test_info_tells_the_vendors_package_from_the_stand_in(
+    vendor: bool, tmp_path: pathlib.Path
+) -> None:
+    package = pathlib.Path(fusion_attention.__file__).parent
+    folder = tmp_path if vendor else package / "torch_npu" / "path"
+    if vendor:
+        (tmp_path / "torch_npu.py").write_text("raise SystemExit('info imports it')")
+    path = os.pathsep.join([str(folder), str(package.parent)])
+    completed = command("info", PYTHONPATH=path)
+    assert completed.returncode == 0
+    says = "gets the calls on NPU tensors" if vendor else "stands in for it"
+    assert says in completed.stdout
+
+
 def test_info_says_what_is_wrong_with_a_target() -> None:
     completed = command("info", FUSION_ATTENTION_TARGET="mmx")
     assert completed.returncode == 0

@@ -4,6 +4,7 @@ It computes nothing. The first thing to ask for when results or times differ bet
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -55,7 +56,7 @@ def facts() -> dict[str, Any]:
         },
         "backends": _library.backends(),
         "threads": {"count": torch.get_num_threads(), "why": _why_threads()},
-        "torch_npu": _version("torch_npu") if _optional.is_installed("torch_npu") else None,
+        "torch_npu": _version("torch_npu") if _vendor_is_installed() else None,
         "environment": {name: os.environ.get(name) for name in (*VARIABLES, *_THREAD_VARIABLES)},
         "optional_packages": {
             name: {
@@ -73,6 +74,13 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # importable, but not installed as a distribution
         return "of unknown version"
+
+
+def _vendor_is_installed() -> bool:
+    """Whether there is a torch_npu that is not our own stand-in, which may be on the path."""
+    spec = importlib.util.find_spec("torch_npu")
+    package = Path(fusion_attention.__file__).parent
+    return spec is not None and package not in Path(spec.origin or "").parents
 
 
 def _selected() -> tuple[str | None, str]:
