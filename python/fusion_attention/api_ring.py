@@ -147,6 +147,8 @@ def _rows_of_blocks(out: Tensor, ends: Integers) -> Tensor:
             raise arg.fail("actual_seq_qlen", "to be given in layout TND", f"{ends}", hint)
         _check_ends(numbers, tokens)
         unread = torch.tensor(numbers, dtype=torch.int64)
+    else:
+        _check_ends_at_run_time(unread, tokens)
     # Trailing zeros repeat the last end; what comes after it is one block more.
     ends = torch.cat([unread.new_zeros(1), unread, unread.new_full((1,), tokens)]).cummax(0).values
     token = torch.arange(tokens)
@@ -171,6 +173,15 @@ def _check_ends(ends: list[int], tokens: int) -> None:
         if end > tokens:
             raise arg.fail("actual_seq_qlen", "to end at T of prev_attn_out or before", got)
         last = end
+
+
+def _check_ends_at_run_time(ends: Tensor, tokens: int) -> None:
+    """The same in a graph, which has no values to name."""
+    highest, next_highest = ends.cummax(0).values, ends.flip(0).cummax(0).values.flip(0)
+    rising = ((ends == highest) | (next_highest == 0)) & (ends >= 0) & (ends <= tokens)
+    rule = "to be non-decreasing (only trailing zeros may follow) and to end at T or before"
+    error = arg.fail("actual_seq_qlen", rule, "other values in a compiled graph")
+    torch._assert_async(rising.all(), str(error))
 
 
 def _update(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -191,6 +191,10 @@ def test_in_a_graph_with_lengths_that_only_the_run_knows(backend: str) -> None:
         expected = update(first, second, torch.tensor(ends))
         for a, b in zip(compiled(first, second, torch.tensor(ends)), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)  # inductor fuses and has own exp
+    for ends in ([4, 2, 10], [4, 0, 10], [-1, 10], [4, 11]):
+        with pytest.raises(RuntimeError, match="expected actual_seq_qlen to be non-decreasing"):
+            compiled(first, second, torch.tensor(ends))
+    compiled(first, second, torch.tensor([0, 4, 4, 9, 0, 0]))
 
 
 def test_in_a_graph_of_dynamic_shapes_and_on_meta_tensors() -> None:
