@@ -49,7 +49,7 @@ def assert_same(
 
 @functools.cache
 def plain_specs(count: int) -> list[cases.Spec]:
-    """Random calls in float64, of all layouts and modes, with masks, ropes and biases (whole ones and slopes).
+    """Random calls in float64, of all layouts and modes, with masks, ropes, biases and slopes.
 
     They have no dropout and no sink, which each converter is tested with by itself.
     """

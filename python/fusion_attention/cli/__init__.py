@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "run",
     "replay": "replay",
     "bench": "bench",
+    "convert": "convert",
 }
 
 

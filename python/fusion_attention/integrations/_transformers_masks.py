@@ -141,10 +141,11 @@ def _padding(
     attention_mask: Tensor | None, kv_length: int, kv_offset: int, compiling: bool
 ) -> Tensor | None:
     """Returns which of the keys are real tokens, [B, Skv]; None if all are known to be."""
-    if attention_mask is None or (not compiling and bool(attention_mask.all())):
-        # All real, but keys after the mask's end are none: a static cache has such.
-        if attention_mask is None or attention_mask.shape[1] >= kv_offset + kv_length:
-            return None
+    if attention_mask is None:
+        return None
+    covers = attention_mask.shape[1] >= kv_offset + kv_length  # a static cache has keys to spare
+    if covers and not compiling and bool(attention_mask.all()):
+        return None
     kept = attention_mask[:, kv_offset : kv_offset + kv_length]
     return torch.nn.functional.pad(kept, (0, kv_length - kept.shape[1]))
 
