@@ -36,6 +36,36 @@ def test_importing_the_package_alone_changes_nothing() -> None:
     )
 
 
+def test_a_process_with_another_spare_device_is_told_so() -> None:
+    check(
+        """
+        import torch
+        torch.utils.rename_privateuse1_backend("other")
+        try:
+            import fusion_attention.torch_npu
+        except RuntimeError as error:
+            assert "spare device is called 'other'" in str(error), error
+        else:
+            raise AssertionError("no error")
+        """
+    )
+
+
+def test_an_old_pytorch_is_told_so() -> None:
+    check(
+        """
+        from torch.utils import backend_registration
+        del backend_registration._setup_privateuseone_for_python_backend
+        try:
+            import fusion_attention.torch_npu
+        except RuntimeError as error:
+            assert "Use a newer PyTorch" in str(error), error
+        else:
+            raise AssertionError("no error")
+        """
+    )
+
+
 VENDOR = """
 import importlib.machinery, sys, types, torch
 from torch._subclasses import FakeTensor, FakeTensorMode

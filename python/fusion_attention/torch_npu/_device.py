@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 
+from fusion_attention._errors import FeatureError
 from fusion_attention.torch_npu._wrap import wrap
 
 _CPU = torch.device("cpu")
@@ -32,20 +33,26 @@ _MAKERS = (
 _library = torch.library.Library("aten", "IMPL")  # the kernels live as long as it does
 
 
-class _Hooks(torch._C._acc.PrivateUse1Hooks):
-    def is_available(self) -> bool:
-        return True
-
-    def is_built(self) -> bool:
-        return True
-
-    def has_primary_context(self, index: int) -> bool:
-        return True
-
-
 def install(module: ModuleType) -> None:
-    """Makes "npu" a device of PyTorch, with `module` as torch.npu."""
-    backend_registration._setup_privateuseone_for_python_backend("npu", module, hook=_Hooks())
+    """Makes "npu" a device of PyTorch, with `module` as torch.npu.
+
+    Raises:
+        FeatureError: This process has another device in the spare one's place, or a PyTorch whose
+            spare device cannot be made in Python.
+    """
+    name = torch._C._get_privateuse1_backend_name()
+    if name not in ("privateuseone", "npu"):
+        raise FeatureError(
+            f"PyTorch's one spare device is called '{name}' in this process and cannot be 'npu' too. "
+            "Use torch_npu's stand-in in a process without that other backend."
+        )
+    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if setup is None:
+        raise FeatureError(
+            f"PyTorch {torch.__version__} has no devices that are made in Python, as torch_npu's "
+            "stand-in is. Use a newer PyTorch, or call fusion_attention's functions with this one."
+        )
+    setup("npu", module, hook=_hooks())
     backend_registration._generate_storage_methods_for_privateuse1_backend("npu")
     for name in _MAKERS:
         _library.impl(name, _maker(name), "PrivateUse1")
@@ -67,6 +74,22 @@ def install(module: ModuleType) -> None:
     parallel.__init__ = wrap(parallel.__init__, _parallel_on_cpu)
     for name in ("device_count", "synchronize", "empty_cache"):
         setattr(torch.accelerator, name, _forwarding(getattr(module, name)))
+
+
+def _hooks() -> Any:
+    """Returns what PyTorch asks about the device."""
+
+    class Hooks(torch._C._acc.PrivateUse1Hooks):
+        def is_available(self) -> bool:
+            return True
+
+        def is_built(self) -> bool:
+            return True
+
+        def has_primary_context(self, index: int) -> bool:
+            return True
+
+    return Hooks()
 
 
 def _forwarding(function: Callable[..., Any]) -> Callable[..., Any]:
