@@ -40,20 +40,7 @@ def install(module: ModuleType) -> None:
         FeatureError: This process has another device in the spare one's place, or a PyTorch whose
             spare device cannot be made in Python.
     """
-    name = torch._C._get_privateuse1_backend_name()
-    if name not in ("privateuseone", "npu"):
-        raise FeatureError(
-            f"PyTorch's one spare device is called '{name}' in this process and cannot be 'npu' too. "
-            "Use torch_npu's stand-in in a process without that other backend."
-        )
-    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
-    if setup is None:
-        raise FeatureError(
-            f"PyTorch {torch.__version__} has no devices that are made in Python, as torch_npu's "
-            "stand-in is. Use a newer PyTorch, or call fusion_attention's functions with this one."
-        )
-    setup("npu", module, hook=_hooks())
-    backend_registration._generate_storage_methods_for_privateuse1_backend("npu")
+    _take_spare_device(module)
     for name in _MAKERS:
         _library.impl(name, _maker(name), "PrivateUse1")
     _library.impl("record_stream", _ignore_stream, "CPU")
@@ -74,6 +61,23 @@ def install(module: ModuleType) -> None:
     parallel.__init__ = wrap(parallel.__init__, _parallel_on_cpu)
     for name in ("device_count", "synchronize", "empty_cache"):
         setattr(torch.accelerator, name, _forwarding(getattr(module, name)))
+
+
+def _take_spare_device(module: ModuleType) -> None:
+    name = torch._C._get_privateuse1_backend_name()
+    if name not in ("privateuseone", "npu"):
+        raise FeatureError(
+            f"PyTorch's one spare device is called '{name}' in this process and cannot be 'npu'. "
+            "Use torch_npu's stand-in in a process without that other backend."
+        )
+    setup = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if setup is None:
+        raise FeatureError(
+            f"PyTorch {torch.__version__} has no devices that are made in Python, as torch_npu's "
+            "stand-in is. Use a newer PyTorch, or call fusion_attention's functions with this one."
+        )
+    setup("npu", module, hook=_hooks())
+    backend_registration._generate_storage_methods_for_privateuse1_backend("npu")
 
 
 def _hooks() -> Any:
