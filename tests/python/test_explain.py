@@ -132,6 +132,8 @@ def test_every_function_of_the_family() -> None:
     assert explain(bound).reading.call is bound
     with pytest.raises(FeatureError, match="npu_ring_attention_update computes no attention"):
         explain(_call.Call("npu_ring_attention_update", {}))
+    with pytest.raises(FeatureError, match="npu_fusion_attention_v9 computes no attention"):
+        explain(_call.Call("npu_fusion_attention_v9", {}))
 
 
 def test_calls_that_are_not_even_refused_raise_as_the_function_does() -> None:

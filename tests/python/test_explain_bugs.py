@@ -39,7 +39,7 @@ print(explain(query, key, value, 8, "TND", atten_mask=causal, sparse_mode=3, sca
     [
         (
             INVERTED,
-            "atten_mask is inverted: each query sees the keys behind, but not the own one",
+            "atten_mask is inverted: each query sees later keys but not its own",
             "logical_not()",
         ),
         (

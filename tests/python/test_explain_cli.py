@@ -85,7 +85,7 @@ def test_picture_beside_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_what_is_missing_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     _, error = output(["explain", "--query", "1,2,3,4"], capsys, status=1)
-    assert "say the call with --heads, --layout, or name a recorded one." in error
+    assert "say the call with --heads, --layout, or name a recorded one; --help shows how." in error
     _, error = output([*QUERY, "--mask", "triangle"], capsys, status=1)
     assert "neither a file nor one of none, triu2048, prefix3072, causal, but 'triangle'" in error
     packed = ["explain", "--query", "9,2,8", "--layout", "TND", "--heads", "2", "--mask", "causal"]

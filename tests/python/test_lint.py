@@ -56,11 +56,11 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         call(kv=96, atten_mask=triangle(64, 96, 33), sparse_mode=1),
     ),
     (
-        "L03", "wrong", "queries see the keys behind, but not the own one",
+        "L03", "wrong", "queries see later keys but not their own",
         call(atten_mask=~PADDED, sparse_mode=1), call(atten_mask=PADDED, sparse_mode=1),
     ),
     (
-        "L03", "wrong", "63 of 63 queries see the keys behind",
+        "L03", "wrong", "63 of 63 queries see later keys",
         call(atten_mask=~WINDOW, sparse_mode=1), call(atten_mask=WINDOW, sparse_mode=1),
     ),
     (
@@ -150,6 +150,11 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "L12", "risk", "128 rows see no key",
         call(q=80, atten_mask=CAUSAL, sparse_mode=3), call(kv=80, atten_mask=CAUSAL, sparse_mode=3),
+    ),
+    (
+        "L03", "advice", "last 14 of 64 keys",
+        call(atten_mask=(torch.arange(64) < 50).expand(64, 64), sparse_mode=1),
+        call(atten_mask=(torch.arange(64) >= 50).expand(64, 64), sparse_mode=1),
     ),
     (
         "L12", "risk", "rows see no key",

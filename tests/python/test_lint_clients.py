@@ -50,6 +50,9 @@ CLIENTS: dict[str, dict[str, Any]] = {
         pre_tockens=64,
         next_tockens=64,
     ),
+    "mindspeed ring, general, document from an earlier block": call(
+        "SBH", atten_mask=(torch.arange(64) < 50).expand(2, 1, 64, 64), sparse_mode=1
+    ),
     "random mask": call(atten_mask=torch.rand(64, 64) < 0.5, sparse_mode=1),
     "mindspeed ring, packed general, leading 0": packed([0, 16, 64], [0, 16, 64]),
     "mindspeed-llm window": call(

@@ -104,7 +104,9 @@ def _report(options: argparse.Namespace) -> Report:
     needed = {"--query": options.query, "--heads": options.heads, "--layout": options.layout}
     missing = [name for name, value in needed.items() if value is None]
     if missing:
-        raise FeatureError(f"say the call with {', '.join(missing)}, or name a recorded one.")
+        raise FeatureError(
+            f"say the call with {', '.join(missing)}, or name a recorded one; --help shows how."
+        )
     return fusion_attention.explain(**_arguments(options))
 
 

@@ -133,7 +133,8 @@ def read(call: Call) -> Reading:
     Raises:
         FeatureError: The function is not one that computes attention or its gradient.
     """
-    if not call.function.startswith("npu_fusion_attention"):
+    package = __import__(__package__.partition(".")[0])
+    if call.function not in package.__all__ or "fusion_attention" not in call.function:
         raise FeatureError(
             f"explain: {call.function} computes no attention; what can be explained are calls of "
             "npu_fusion_attention, its _grad, and their _v2 and _v3."

@@ -18,10 +18,11 @@ def inverted(case: Case) -> Iterator[Finding]:
     # Causal masks that are inverted together with padding, windows or documents.
     if exactly or (judged >= 8 and reverse > judged // 2):
         who = "each query sees" if exactly else f"{reverse} of {judged} queries see"
+        own = "its" if exactly else "their"
         yield Finding(
             "L03",
             "wrong",
-            f"atten_mask is inverted: {who} the keys behind, but not the own one",
+            f"atten_mask is inverted: {who} later keys but not {own} own",
             "In atten_mask True (1) means masked, the opposite of PyTorch's "
             "scaled_dot_product_attention; this mask keeps the future and masks the past.",
             "Pass atten_mask.logical_not().",
@@ -30,30 +31,36 @@ def inverted(case: Case) -> Iterator[Finding]:
     tails = [p for p in visible.patterns if p.kind == "columns" and p.begin > 0]
     if tails and kinds <= {"columns", "nothing"} and all(p.end == facts.kv_len for p in tails):
         shown = max(tails, key=lambda p: p.begin)
-        if shown.begin > facts.kv_len // 2 or "nothing" in kinds:
+        whole = "nothing" in kinds  # a batch without padding sees nothing at all
+        if whole or shown.begin > facts.kv_len // 2:
             yield Finding(
                 "L03",
-                "risk",
+                "risk" if whole else "advice",
                 f"atten_mask keeps only the last {shown.end - shown.begin} of {shown.end} keys: "
                 "it looks like an inverted padding mask",
                 "In atten_mask True (1) means masked. A mask that is True for the real tokens "
                 "leaves the padding.",
-                "Pass atten_mask.logical_not(), unless the padding is on the left.",
+                "Pass atten_mask.logical_not(), unless the padding is on the left or these are the "
+                "keys of another block.",
             )
 
 
 def blind_rows(case: Case) -> Iterator[Finding]:
     """L03, L12: rows that see no key."""
     visible, facts = case.visible, case.facts
-    if visible is None or facts is None or not visible.empty_rows or facts.mask == "none":
+    if visible is None or facts is None or facts.mask == "none":
+        return
+    keys = {span.index: span.kv_len for span in facts.spans}
+    blind = [run for run in visible.empty_ranges if keys.get(run[0], 1) > 0]
+    if not blind:  # rows of sequences without keys are L07's
         return
     sum_shown = "3.4028235e38" if facts.invalid_row_mode else "Skv"
     zero = (
         f"Here they give 0, softmax_max -3.4028235e38 and softmax_sum {sum_shown}, and vanish in a "
         "merge of partial results."
     )
-    first = visible.empty_ranges[0]
-    where = f"such as rows {first[2]} to {first[3] - 1} of sequence {first[0]}"
+    sequence, _, first, end = blind[0]
+    where = f"such as rows {first} to {end - 1} of sequence {sequence}"
     if facts.mask == "dense":
         if any(inverted(case)):  # which explains it
             return
