@@ -20,7 +20,7 @@ from fusion_attention import (
 )
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
-from fusion_attention.recording import files, tensors
+from fusion_attention.recording import compare, files, tensors
 from fusion_attention.recording.gradients import watch
 
 DTYPE = torch.bfloat16
@@ -107,6 +107,21 @@ def test_files_of_msprobe_are_found_by_the_index_of_the_call(tmp_path: pathlib.P
         assert len(report.calls[0].comparisons) == 3
     with pytest.raises(FeatureError, match=r"no NPU\.npu_ring_attention_update\.0\.forward"):
         replay(tmp_path / "record", against=tmp_path)
+
+
+def test_what_parts_and_what_does_not() -> None:
+    nan, infinity, most = torch.nan, torch.inf, torch.finfo(torch.float32).max
+    here = torch.tensor([0.0, nan, infinity, 1.0, 1.0, nan, -most, 1.0])
+    there = torch.tensor([-0.0, nan, infinity, 1.001, 1.1, 1.0, -most, infinity])
+    bits = [True, False, False, True, True, True, False, True]
+    assert compare.parting(here, there, None).tolist() == bits
+    # The mark of a row that sees no key, -FLT_MAX, must not stretch the tolerance of the others.
+    near = [False, False, False, False, True, True, False, True]
+    assert compare.parting(here, there, 0.01).tolist() == near
+    found = compare.difference(here, there, torch.tensor(near), "")
+    assert (found.first, found.count, found.max_abs) == ((4,), 3, infinity)
+    assert found.ours == 1.0
+    assert found.theirs == pytest.approx(1.1)
 
 
 def test_where_results_part_is_told(

@@ -67,7 +67,7 @@ def parting(ours: Tensor, theirs: Tensor, tolerance: float | None) -> Tensor:
     a, b = ours.double(), theirs.double()
     usual = b[b.isfinite() & (b.abs() < _HUGE)]
     typical = math.sqrt(usual.square().mean().item()) if usual.numel() else 0.0
-    near = (a - b).abs() <= tolerance * (b.abs() + typical)
+    near = b.isfinite() & ((a - b).abs() <= tolerance * (b.abs() + typical))
     return ~(near | (a == b) | (a.isnan() & b.isnan()))
 
 
