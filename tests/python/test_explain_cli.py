@@ -80,7 +80,8 @@ def test_picture_beside_the_text(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert lines[-1] == f"written: {path}"
     assert path.read_text(encoding="utf-8").startswith("npu_fusion_attention\nRuns.")
     _, error = output([*SCALED, "--picture", "mask.jpg"], capsys, status=1)
-    assert "expected a file ending in .png, .svg, .txt or .html, but got mask.jpg" in error
+    expected = "expected a file ending in .png, .svg, .txt or .html, but got mask.jpg."
+    assert error == f"python -m fusion_attention explain: {expected}\n"
 
 
 def test_what_is_missing_is_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

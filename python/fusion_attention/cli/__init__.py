@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return command.run(options)
     except FeatureError as error:
-        print(f"{PROGRAM} {name}: {error}", file=sys.stderr)
+        # Functions put their feature's name first, which may be the command's.
+        print(f"{PROGRAM} {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 1
 
 

@@ -129,3 +129,6 @@ def _npu_call(options: argparse.Namespace, query: Tensor, key: Tensor) -> Call:
 
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
+
+
+_integers.__name__ = "list of integers"  # argparse puts it into its messages

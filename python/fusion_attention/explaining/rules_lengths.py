@@ -131,7 +131,7 @@ def leading_zero(case: Case) -> Iterator[Finding]:
         yield Finding(
             "L08",
             "advice",
-            f"{' and '.join(zero)} starts with 0: an empty first sequence",
+            f"a list starts with 0 ({' and '.join(zero)}): an empty first sequence",
             "It is legal and changes nothing, but takes one of 2048 places; flash-attn's "
             "cu_seqlens has this 0, this operator's lists do not.",
             "Pass cu_seqlens[1:].",
