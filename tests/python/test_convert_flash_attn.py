@@ -225,6 +225,19 @@ def test_a_call_goes_to_flash_attn_or_is_refused(spec: cases.Spec) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
 
+def test_unused_sequences_are_no_sequences_of_flash_attn() -> None:
+    query = torch.randn(9, 2, 8, dtype=torch.float64)
+    slopes = torch.tensor([[0.5, 0.25], [1.0, 2.0], [9.0, 9.0]])
+    call = bind(
+        "npu_fusion_attention_v2", query, query, query, 2, "TND", pse=slopes, pse_type=2,
+        actual_seq_qlen=[4, 9, 0], actual_seq_kvlen=[4, 9, 0],
+    )  # fmt: skip
+    arguments = to_flash_attn_varlen(call)
+    assert arguments["cu_seqlens_q"].tolist() == [0, 4, 9]
+    assert torch.equal(arguments["alibi_slopes"], slopes[:2])
+    torch.testing.assert_close(call.run()[0], flash_attn_varlen(**arguments), rtol=0, atol=1e-6)
+
+
 def test_a_causal_mask_from_the_top_left_is_a_window_when_there_are_fewer_keys() -> None:
     query, key = torch.randn(1, 7, 2, 8), torch.randn(1, 4, 2, 8)
     options = {"atten_mask": causal_mask(), "sparse_mode": 2}
@@ -235,7 +248,7 @@ def test_a_causal_mask_from_the_top_left_is_a_window_when_there_are_fewer_keys()
         to_flash_attn(call)
 
 
-def test_ropes_become_channels() -> None:
+def test_ropes_make_query_wider_than_value() -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(9, n, 128).bfloat16() for n in (4, 2, 2))
     ropes = {"query_rope": torch.randn(9, 4, 64), "key_rope": torch.randn(9, 2, 64)}

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from fusion_attention._call import Call
-from fusion_attention._masks import UNLIMITED, Structure, bounds
-from fusion_attention.convert._reading import Reading, read
+from fusion_attention._masks import UNLIMITED, Structure
+from fusion_attention.convert._reading import read
 from fusion_attention.convert._refusal import refuse, refuse_invalid
 from fusion_attention.convert._source import as_dtype, default_scale, keep_prob_of, make_call
-
-Window = tuple[int, int]
+from fusion_attention.convert._windows import Window, options_of
 
 
 def from_flash_attn(
@@ -189,7 +188,7 @@ def to_flash_attn(call: Call) -> dict[str, Any]:
         raise refuse("layout TND", "flash_attn_func knows no packed sequences", "Use varlen")
     q, k, v = (x.transpose(1, 2) for x in (reading.query, reading.key, reading.value))
     spans = [(0, q.shape[1], 0, k.shape[1])]
-    return {"q": q, "k": k, "v": v} | _theirs(reading, spans)
+    return {"q": q, "k": k, "v": v} | options_of(reading, spans)
 
 
 def to_flash_attn_varlen(call: Call) -> dict[str, Any]:
@@ -215,7 +214,7 @@ def to_flash_attn_varlen(call: Call) -> dict[str, Any]:
         layout = reading.arguments["input_layout"]
         raise refuse(f"layout {layout}", "it has no packed sequences", "Use flash_attn_func")
     q, k, v = (x[0].transpose(0, 1) for x in (reading.query, reading.key, reading.value))
-    spans = [tuple(row) for row in reading.sequences.tolist()]
+    spans = [(a, b, c, d) for a, b, c, d in reading.sequences.tolist()]
     cu_seqlens_q = [0, *(begin + length for begin, length, _, _ in spans)]
     cu_seqlens_k = [0, *(begin + length for _, _, begin, length in spans)]
     return {
@@ -226,7 +225,7 @@ def to_flash_attn_varlen(call: Call) -> dict[str, Any]:
         "cu_seqlens_k": torch.tensor(cu_seqlens_k, dtype=torch.int32),
         "max_seqlen_q": max((length for _, length, _, _ in spans), default=0),
         "max_seqlen_k": max((length for _, _, _, length in spans), default=0),
-    } | _theirs(reading, spans)
+    } | options_of(reading, spans)
 
 
 def _refuse_unsupported(softcap: float, return_attn_probs: bool) -> None:
@@ -280,68 +279,3 @@ def _ends(name: str, cu_seqlens: Tensor) -> list[int]:
 
 def _lengths(ends: list[int]) -> list[int]:
     return [end - begin for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _theirs(reading: Reading, spans: list[tuple[int, ...]]) -> dict[str, Any]:
-    """What both functions take besides the tensors."""
-    reading.refuse_extras("sink", "dropout_mask")
-    if reading.value.shape[3] != reading.query.shape[3]:
-        raise refuse(
-            f"value with {reading.value.shape[3]} channels for {reading.query.shape[3]} of query",
-            "flash-attn has one head dimension",
-            "Pad value with zeros and cut the result to its channels",
-        )
-    left, right = _window(reading, spans)
-    return {
-        "dropout_p": 1.0 - reading.keep_prob,
-        "softmax_scale": reading.scale,
-        "causal": right == 0,
-        "window_size": (left, right),
-        "alibi_slopes": _slopes(reading, spans),
-    }
-
-
-def _window(reading: Reading, spans: list[tuple[int, ...]]) -> Window:
-    """Returns the one window of all sequences, or refuses."""
-    left = right = -1
-    if reading.mask is None:
-        for q_begin, q_len, kv_begin, kv_len in spans:
-            rows = slice(q_begin, q_begin + q_len)
-            begin, end = reading.begin[0, rows] - kv_begin, reading.end[0, rows] - kv_begin
-            pre, following = bounds(begin, end, kv_len)
-            left = left if pre is None else pre
-            right = right if following is None else following
-        if min(left, right) >= -1 and all(_is_window(reading, span, left, right) for span in spans):
-            return left, right
-    raise refuse(
-        "this mask",
-        "flash-attn knows windows from the bottom right alone, one for all sequences",
-        "Use to_flex or to_sdpa, which take any mask",
-    )
-
-
-def _is_window(reading: Reading, span: tuple[int, ...], left: int, right: int) -> bool:
-    """Whether all rows of all batches see what flash-attn's window shows them."""
-    q_begin, q_len, kv_begin, kv_len = span
-    place = torch.arange(q_len) + kv_len - q_len
-    begin = (place - left).clamp(min=0) if left >= 0 else torch.zeros_like(place)
-    end = (place + 1 + right).clamp(max=kv_len) if right >= 0 else torch.full_like(place, kv_len)
-    rows = slice(q_begin, q_begin + q_len)
-    ours_begin, ours_end = reading.begin[:, rows] - kv_begin, reading.end[:, rows] - kv_begin
-    same = (ours_begin == begin) & (ours_end == end)
-    return bool((same | ((ours_begin >= ours_end) & (begin >= end))).all())
-
-
-def _slopes(reading: Reading, spans: list[tuple[int, ...]]) -> Tensor | None:
-    if reading.arguments["pse"] is None:
-        return None
-    linear = reading.slopes is not None and reading.arguments["pse_type"] == 2
-    deltas = torch.tensor([q_len - kv_len for _, q_len, _, kv_len in spans])
-    if linear and torch.equal(reading.start(torch.arange(len(spans))), deltas):
-        # Theirs are [N] or [B, N]; [1, N] for a larger batch is neither.
-        return reading.slopes[0] if len(reading.slopes) == 1 else reading.slopes
-    raise refuse(
-        "pse",
-        "flash-attn has no bias but -slope * |i + Skv - Sq - j|",
-        "Use to_flex or to_sdpa, which take any bias",
-    )

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from fusion_attention._call import Call
 from fusion_attention.convert._refusal import refuse, refuse_invalid
-from fusion_attention.convert.flash_attn import (
-    Window,
-    from_flash_attn_varlen,
-    to_flash_attn_varlen,
-)
+from fusion_attention.convert._windows import Window
+from fusion_attention.convert.flash_attn import from_flash_attn_varlen, to_flash_attn_varlen
 
 
 def from_varlen_attn(
