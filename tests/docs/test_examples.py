@@ -1,7 +1,7 @@
 """Runs every Python example that the documentation shows: no page can promise what is not so.
 
-The blocks of one page run in order in one namespace, as a reader would type them. Docstrings are
-doctests.
+The blocks of one page run in order in one namespace, as a reader would type them; its `sh` blocks
+in order in one folder. Docstrings are doctests.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,23 +22,24 @@ import fusion_attention
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-def python_blocks(page: Path) -> list[tuple[int, str]]:
-    """The Python blocks of a page, each with the number of the line that it starts on."""
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The blocks of a page in a language, each with the number of the line that it starts on."""
     text = page.read_text(encoding="utf-8")
-    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in FENCE.finditer(text)]
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, m.start(1)) + 1, m.group(1)) for m in fence.finditer(text)]
 
 
-PAGES_WITH_EXAMPLES = [page for page in PAGES if page.exists() and python_blocks(page)]
+PAGES_WITH_EXAMPLES = [page for page in PAGES if page.exists() and blocks(page, "python")]
+PAGES_WITH_COMMANDS = [page for page in PAGES if page.exists() and blocks(page, "sh")]
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: page.name)
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # an example may write a picture
     names: dict[str, object] = {"__name__": "__example__"}
-    for line, block in python_blocks(page):
+    for line, block in blocks(page, "python"):
         if block.lstrip().startswith(">>>"):
             run_doctest(block, names, f"{page.name}:{line}")
         else:
@@ -52,8 +56,39 @@ def run_doctest(block: str, names: dict[str, object], where: str) -> None:
     assert runner.failures == 0, f"{where}: the example's output is not what the page shows"
 
 
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    # `python` is the one that runs the tests, as in an activated environment.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "bin" / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    for line, block in blocks(page, "sh"):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{page.name}:{line}:\n{done.stdout}\n{done.stderr}"
+
+
 def test_the_readme_has_an_example() -> None:
     assert ROOT / "README.md" in PAGES_WITH_EXAMPLES
+    assert ROOT / "README.md" in PAGES_WITH_COMMANDS
+
+
+def test_every_command_and_lint_rule_has_its_place_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    package = Path(fusion_attention.__file__).parent
+    rules = {
+        rule
+        for file in (package / "explaining").glob("rules_*.py")
+        for rule in re.findall(r'"(L\d\d)"', file.read_text(encoding="utf-8"))
+    }
+    assert len(rules) > 15
+    assert [rule for rule in sorted(rules) if f"| {rule} |" not in manual] == []
+    commands = importlib.import_module("fusion_attention.cli").COMMANDS
+    assert [name for name in commands if f"`{name}`" not in manual] == []
 
 
 def modules() -> list[ModuleType]:
