@@ -29,6 +29,12 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    pipeline = f"{sys.executable} -m fusion_attention info | true"
+    done = subprocess.run(["bash", "-c", pipeline], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_help_lists_every_command_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -15,6 +15,7 @@ keeps its traceback.
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -55,10 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     command.add_arguments(parser)
     options = parser.parse_args(rest)
     try:
-        return command.run(options)
+        status = command.run(options)
+        sys.stdout.flush()
+        return status
     except FeatureError as error:
         # Functions put their feature's name first, which may be the command's.
         print(f"{PROGRAM} {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
