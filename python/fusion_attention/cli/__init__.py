@@ -26,12 +26,12 @@ PROGRAM = "python -m fusion_attention"
 
 #: Name of a command -> its module in this folder, in the order in which help lists them.
 COMMANDS = {
-    "explain": "explain",
-    "info": "info",
     "run": "run",
+    "explain": "explain",
+    "convert": "convert",
     "replay": "replay",
     "bench": "bench",
-    "convert": "convert",
+    "info": "info",
 }
 
 
