@@ -33,6 +33,7 @@ class Reading:
     reads from its top left). `q_place` and `kv_place` are positions in the own sequence. Packed
     sequences are one batch of all tokens; `sequences` has a row (q_begin, q_len, kv_begin, kv_len)
     for each, and is None for other layouts; `q_sequence` tells which one a row belongs to.
+    Where row i sees the keys [i + first, i + last) and nothing else decides, `offsets` is the two.
     """
 
     arguments: dict[str, Any]
@@ -46,6 +47,7 @@ class Reading:
     kv_place: Tensor
     mask: Tensor | None
     sequences: Tensor | None
+    offsets: tuple[int, int] | None
 
     @property
     def scale(self) -> float:
@@ -196,9 +198,13 @@ def read(call: Call) -> Reading:
         q_place, kv_place = torch.arange(q_len), torch.arange(kv_len)
     sequences = table[:, 2:6] if packed else None
     mask = _dense_mask(given)
+    offsets = None
+    if not packed and mask is None and len(table) == 1 and table[0, 9] == 0:
+        offsets = (int(table[0, 7]), int(table[0, 8]))
     return Reading(
-        given, query, key, value, begin, end, q_sequence, q_place, kv_place, mask, sequences
-    )
+        given, query, key, value, begin, end, q_sequence, q_place, kv_place, mask, sequences,
+        offsets,
+    )  # fmt: skip
 
 
 def _at(table: Tensor, batch: Tensor, row: Tensor) -> Tensor:

@@ -213,11 +213,25 @@ def to_flex(call: Call) -> dict[str, Any]:
 def _mask_mod(reading: Reading) -> MaskMod | None:
     if reading.kept() is None:
         return None
+    if reading.offsets is not None:
+        return _band_mod(reading)
 
     def sees(batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return reading.sees(batch, head, row, key)
 
     return sees
+
+
+def _band_mod(reading: Reading) -> MaskMod:
+    """Returns a rule of arithmetic alone, which kernels need no table for."""
+    assert reading.offsets is not None
+    first, last = reading.offsets
+    # A side that hides nothing is left out: its bound need not fit into the indices' type.
+    if not reading.begin.any():
+        return lambda batch, head, row, key: key - row < last
+    if (reading.end == reading.key.shape[2]).all():
+        return lambda batch, head, row, key: key - row >= first
+    return lambda batch, head, row, key: (key - row >= first) & (key - row < last)
 
 
 def _score_mod(reading: Reading) -> ScoreMod | None:
