@@ -148,7 +148,7 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("L11", "risk", "scale=1.0 with D=64", call(scale=1.0), call(scale=0.125)),
     ("L11", "risk", "sqrt(D)", call(scale=8.0), call(scale=0.125)),
     (
-        "L12", "risk", "128 rows see no key",
+        "L12", "risk", "128 rows without a key, such as rows 0 to 15 of batch 0",
         call(q=80, atten_mask=CAUSAL, sparse_mode=3), call(kv=80, atten_mask=CAUSAL, sparse_mode=3),
     ),
     (
@@ -157,7 +157,7 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         call(atten_mask=(torch.arange(64) >= 50).expand(64, 64), sparse_mode=1),
     ),
     (
-        "L12", "risk", "rows see no key",
+        "L12", "risk", "rows without a key",
         call(atten_mask=CAUSAL, sparse_mode=4, next_tockens=-4, pre_tockens=8),
         call(atten_mask=CAUSAL, sparse_mode=4, next_tockens=0, pre_tockens=8),
     ),
@@ -193,6 +193,11 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "L18", "risk", "the last 32 keys",
         call(kv=96, atten_mask=CAUSAL, sparse_mode=2),
         call(kv=96, atten_mask=CAUSAL, sparse_mode=3),
+    ),
+    (
+        "L18", "advice", "the last 2 keys",
+        packed([3, 5], [3, 7], 7, atten_mask=CAUSAL, sparse_mode=2),
+        packed([3, 5], [3, 5], 7, atten_mask=CAUSAL, sparse_mode=2),
     ),
     ("L19", "risk", "keep_prob=0.1", call(keep_prob=0.1), call(keep_prob=0.9)),
     ("L19", "wrong", "keep_prob=0", call(keep_prob=0.0), call(keep_prob=1)),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from fusion_attention.explaining import words
 from fusion_attention.explaining.findings import Case, Finding
 
 
@@ -60,7 +61,9 @@ def blind_rows(case: Case) -> Iterator[Finding]:
         "merge of partial results."
     )
     sequence, _, first, end = blind[0]
-    where = f"such as rows {first} to {end - 1} of sequence {sequence}"
+    rows = f"row {first}" if end == first + 1 else f"rows {first} to {end - 1}"
+    where = f"such as {rows} of {'sequence' if facts.packed else 'batch'} {sequence}"
+    count = words.many(visible.empty_rows, "row")
     if facts.mask == "dense":
         if any(inverted(case)):  # which explains it
             return
@@ -68,7 +71,7 @@ def blind_rows(case: Case) -> Iterator[Finding]:
         yield Finding(
             "L03",
             "advice",
-            f"atten_mask leaves {visible.empty_rows:,} rows without a key, {where}",
+            f"atten_mask leaves {count} without a key, {where}",
             f"{zero} {device}",
             "Leave it if these are padding or blocks of a ring; otherwise check the polarity: "
             "True masks.",
@@ -78,7 +81,7 @@ def blind_rows(case: Case) -> Iterator[Finding]:
     yield Finding(
         "L12",
         "risk",
-        f"{visible.empty_rows:,} rows see no key, {where}",
+        f"{count} without a key, {where}",
         (
             "sparse_mode=3 aligns the diagonal at the bottom right: with Sq > Skv the first "
             f"Sq - Skv rows are above all keys. {zero}"

@@ -221,7 +221,7 @@ def left_up_rectangle(case: Case) -> Iterator[Finding]:
         span = unseen[0]
         yield Finding(
             "L18",
-            "risk",
+            "advice" if facts.packed else "risk",  # so is card 1 of a cut batch
             f"sparse_mode=2 with Sq={span.q_len} < Skv={span.kv_len}: the last "
             f"{span.kv_len - span.q_len} keys are seen by no query",
             "Mode 2 aligns the diagonal at the top left. New queries against a longer cache are "
