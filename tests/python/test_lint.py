@@ -15,7 +15,7 @@ from lint_calls import CAUSAL, PREFIX, call, gradient, meta, packed, triangle
 from torch import Tensor
 
 import fusion_attention
-from fusion_attention import LintWarning, lint, npu_fusion_attention, set_lint
+from fusion_attention import LintWarning, explain, lint, npu_fusion_attention, set_lint
 from fusion_attention._errors import FeatureError
 
 GRAD = "npu_fusion_attention_grad"
@@ -187,6 +187,12 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
              atten_mask=triangle(2100, 2200, 104) | triangle(2100, 2200, 91).logical_not()),
         call(),
     ),
+    (
+        "L16", "advice", "sparse_mode=6, prefix=[500, 500]",
+        call(q=2100, kv=2100, sparse_mode=1,
+             atten_mask=triangle(2100, 2100) & (torch.arange(2100) >= 500)),
+        call(),
+    ),
     ("L17", "advice", "without atten_mask", call(next_tockens=0), call(next_tockens=65536)),
     ("L17", "risk", "prefix", call(atten_mask=CAUSAL, sparse_mode=3, prefix=[3, 3]), call()),
     (
@@ -225,6 +231,32 @@ def test_gradient_without_the_forward_calls_dropout_state() -> None:
     clean = gradient(keep_prob=0.9, seed=7, offset=12, numels=2 * 4 * 64 * 64)
     assert lint(function=GRAD, **clean) == []
     assert lint(function=GRAD, **gradient()) == []
+
+
+def test_compressed_form_of_a_full_mask_is_the_same_call() -> None:
+    """What L16 proposes sees the same pairs as the full mask did."""
+    masks = [
+        triangle(2100, 2200, 1),
+        triangle(2100, 2200, 101),
+        triangle(2100, 2200, 50),
+        triangle(2100, 2200, 104) | triangle(2100, 2200, 91).logical_not(),
+        triangle(2100, 2200, 101) & (torch.arange(2200) >= 500),
+        torch.zeros(2100, 2200, dtype=torch.bool),
+    ]
+    for mask in masks:
+        full = call(q=2100, kv=2200, atten_mask=mask, sparse_mode=1)
+        (finding,) = [f for f in lint(**full) if f.id == "L16"]
+        form = finding.title.removeprefix("the full atten_mask says what ").removesuffix(" says")
+        if form == "no atten_mask":
+            proposed = call(q=2100, kv=2200)
+        else:
+            arguments = eval(f"dict({form})", {"dict": dict})
+            mask = PREFIX if arguments["sparse_mode"] == 6 else CAUSAL
+            proposed = call(q=2100, kv=2200, atten_mask=mask, **arguments)
+        before, after = explain(**full), explain(**proposed)
+        assert after.error is None, form
+        assert set(before.visible.patterns) == set(after.visible.patterns)
+        assert before.pairs == after.pairs
 
 
 def test_every_rule_of_the_list_has_a_bug_here() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fusion_attention.explaining.facts import Facts
 from fusion_attention.explaining.findings import Case, Finding
-from fusion_attention.explaining.reading import UNLIMITED
+from fusion_attention.explaining.patterns import Pattern
+from fusion_attention.explaining.reading import UNLIMITED, Reading
 
 _CAUSAL = "torch.ones(2048, 2048, dtype=torch.bool).triu(1)"
 _COMPRESSED = {
@@ -153,35 +155,40 @@ def compressible(case: Case) -> Iterator[Finding]:
     if not visible.known or mask.numel() <= 4 * _MIB or len(visible.patterns) != 1:
         return
     (pattern,) = visible.patterns
-    shift = facts.kv_len - facts.q_len
-    form = {
-        ("causal", 1): "sparse_mode=2",
-        ("causal", shift + 1): "sparse_mode=3",
-    }.get((pattern.kind, pattern.end), "")
-    if pattern.kind == "all":
-        form = "no atten_mask"
-    if pattern.kind == "band":
-        pre, following = shift - pattern.begin, pattern.end - 1 - shift
-        form = (
-            f"sparse_mode=4, {case.reading.spelling('pre_tockens')}={pre}, "
-            f"{case.reading.spelling('next_tockens')}={following}"
-        )
-    if pattern.kind == "causal" and not form:
-        form = (
-            f"sparse_mode=4 with {case.reading.spelling('next_tockens')}={pattern.end - 1 - shift}"
-        )
-    if not form or facts.packed:
+    form = "" if facts.packed else _compressed_form(pattern, facts, case.reading)
+    if not form:
         return
-    masked = "" if pattern.kind == "all" else " and the 2048 x 2048 mask"
-    saved = (mask.numel() - (0 if pattern.kind == "all" else 4 * _MIB)) / _MIB
+    kept = 0 if pattern.kind == "all" else (6 if pattern.kind == "prefix" else 4) * _MIB
+    masked = f" and the {kept // 2048} x 2048 mask" if kept else ""
     yield Finding(
         "L16",
         "advice",
         f"the full atten_mask says what {form} says",
         "A full mask is built, kept and read tile by tile; a compressed one is a rule that skips "
         "the masked tiles.",
-        f"Use {form}{masked}: {saved:,.0f} MiB less.",
+        f"Use {form}{masked}: {(mask.numel() - kept) / _MIB:,.0f} MiB less.",
     )
+
+
+def _compressed_form(pattern: Pattern, facts: Facts, call: Reading) -> str:
+    """The arguments that say the same without a full mask; "" if there are none."""
+    shift = facts.kv_len - facts.q_len  # mode 4 counts from the bottom right
+    pre, following = call.spelling("pre_tockens"), call.spelling("next_tockens")
+    match pattern.kind:
+        case "all":
+            return "no atten_mask"
+        case "causal" if pattern.end == shift + 1:
+            return "sparse_mode=3"
+        case "causal" if pattern.end == 1:
+            return "sparse_mode=2"
+        case "causal":
+            return f"sparse_mode=4, {following}={pattern.end - 1 - shift}"
+        case "band":
+            bounds = shift - pattern.begin, pattern.end - 1 - shift
+            return f"sparse_mode=4, {pre}={bounds[0]}, {following}={bounds[1]}"
+        case "prefix" if facts.sequences <= 32:
+            return f"sparse_mode=6, prefix={[pattern.end] * facts.sequences}"
+    return ""
 
 
 def unread(case: Case) -> Iterator[Finding]:
