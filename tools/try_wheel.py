@@ -1,16 +1,53 @@
-"""Calls the installed package once, forward and backward, and compares with torch's own attention.
+"""Calls the installed package, forward and backward, and compares with torch's own attention; then
+the command line, where none of the optional packages is there.
 
 Run by scripts/test in an environment that holds nothing but the wheel, torch and numpy.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 import fusion_attention
+
+PROGRAM = """
+import torch
+import torch_npu
+
+query = torch.randn(1, 4, 9, 16).npu().requires_grad_()
+torch_npu.npu_fusion_attention(query, query, query, 4, "BNSD")[0].sum().backward()
+print(query.grad.shape)
+"""
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m fusion_attention` with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-I", "-m", "fusion_attention", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def try_the_command_line() -> None:
+    """Fails with an AssertionError unless commands work, or name the package that they miss."""
+    Path("program.py").write_text(PROGRAM, encoding="utf-8")
+    done = command("run", "program.py")
+    assert "torch.Size([1, 4, 9, 16])" in done.stdout, done.stderr
+    call = ("explain", "--query", "1,4,9,16", "--layout", "BNSD", "--heads", "4")
+    done = command(*call)
+    assert done.returncode == 0, done.stderr
+    assert "all visible" in done.stdout
+    done = command(*call, "--picture", "mask.png")
+    assert done.returncode == 1
+    assert "fusion_attention[pictures]" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def main() -> None:
@@ -29,6 +66,7 @@ def main() -> None:
     theirs = torch.autograd.grad(expected, (query, key, value), dy)
     for gradient, reference in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, reference)
+    try_the_command_line()
     print(f"the wheel works: fusion_attention {version('fusion_attention')} from {home.parent}")
 
 
