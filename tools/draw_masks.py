@@ -227,7 +227,7 @@ def main() -> None:
         save(figure_of(shown), IMAGES / f"{name}.png", cases)
     save(draw_compressed(), IMAGES / "compressed.png", [])
     tiled = [panel for case in TILED for panel in panels(case, TILE)]
-    save(figure_of(tiled), IMAGES / "tiles.png", TILED)
+    save(figure_of(tiled, unit="tile"), IMAGES / "tiles.png", TILED)
     for path in sorted(IMAGES.glob("*.png")):
         print(f"{path.name:16} {path.stat().st_size / 1000:5.1f} kB")
 

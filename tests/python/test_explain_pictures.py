@@ -13,6 +13,7 @@ from PIL import Image
 from fusion_attention import explain
 from fusion_attention._errors import FeatureError
 from fusion_attention.explaining import Report
+from fusion_attention.explaining.panels import panels_of
 
 BLUE, AMBER, GREY = (0, 114, 178), (240, 181, 74), (218, 218, 218)
 SMALL = call(q=8, kv=8, atten_mask=CAUSAL, sparse_mode=3)
@@ -64,6 +65,20 @@ def test_svg_names_the_verdict_and_the_html_has_both_forms(report: Report, tmp_p
     assert "Statistics" in page or report.facts is None
     report.save(tmp_path / "mask.html")
     assert (tmp_path / "mask.html").read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_cells_have_one_size_and_say_so(tmp_path: Path) -> None:
+    """Short sequences alone have smaller ones, where their shape would be lost."""
+    ends = [300, 550, 900]
+    alike = explain(**packed(ends, ends, atten_mask=CAUSAL, sparse_mode=3))
+    assert [p.size for p in panels_of(alike.facts, alike.visible, 4, 32)] == [32] * 4
+    alike.save(tmp_path / "mask.svg")
+    shown = (tmp_path / "mask.svg").read_text(encoding="utf-8")
+    assert shown.count("cells of 32 x 32 tokens") == 4
+    assert "tile" not in shown
+    ends = list(range(40, 40 * 101, 40))
+    short = explain(**packed(ends, ends, atten_mask=CAUSAL, sparse_mode=3))
+    assert [p.size for p in panels_of(short.facts, short.visible, 4, 32)] == [128, 2, 2, 2]
 
 
 def test_heads_that_differ_have_a_panel_each(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_where_results_part_is_told(
     assert f"          2 |{' ' * 36}{'#' * 12}|" in lines
     assert f"          1 |{' ' * 48}|" in lines
     assert "no such result: extra" in printed
-    assert lines[-1] == "1 calls: 1 not the same"
+    assert lines[-1] == "1 call: not the same"
 
 
 def test_what_a_device_recorded_is_compared_within_a_tolerance(tmp_path: pathlib.Path) -> None:

@@ -238,7 +238,7 @@ def test_wrong_arguments_are_said_so(folder: pathlib.Path, tmp_path: pathlib.Pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(FeatureError, match="holds no recorded calls"):
         replay(tmp_path / "empty")
-    with pytest.raises(FeatureError, match="has 1 calls, and none is 2"):
+    with pytest.raises(FeatureError, match="has no call 2, but 1 other"):
         replay(root, call=2)
     with pytest.raises(FeatureError, match="threads must be positive"):
         replay(root, threads=0)

@@ -1,6 +1,7 @@
 """Panels: the effective mask as small grids of cells, for the terminal and for pictures alike.
 
-A cell is a token by a token where that fits, else a tile. Chooses what is shown; draws nothing.
+A cell is a token by a token where that fits, else a square of them. Cells are sized for the eye:
+the kernels' tiles are others. Chooses what is shown; draws nothing.
 """
 
 import math
@@ -15,6 +16,7 @@ from fusion_attention.explaining.visible import Matrix, Visible
 OUTSIDE, EMPTY, PARTIAL, FULL = range(4)
 _CELLS = 32  # along an edge: as many tokens are shown one by one
 _CORNER = 8  # tokens along the edge of a corner
+_FEWEST = 8  # cells along an edge that still show the shape of a mask
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Panel:
         size: Tokens along the edge of a cell.
         row: The token that the first row starts with; key alike.
         frames: The sequences in it.
-        dots: Visible pairs, for panels of tiles that are small enough to show them; bool.
+        dots: Visible pairs, for panels of larger cells that are small enough to show them; bool.
         cut: A row above which another card's rows begin; 0: none.
     """
 
@@ -107,7 +109,8 @@ def panels_of(facts: Facts, visible: Visible, limit: int, cells: int) -> list[Pa
     """The panels that show a call, at most `limit` of them and of about `cells` rows.
 
     Small packed calls are one panel; large ones are an overview and single sequences; a single
-    large matrix comes with two of its corners, where the tokens can be told apart.
+    large matrix comes with two of its corners, where the tokens can be told apart. Cells have one
+    size, the corners' apart; short sequences of a long batch have a smaller one than its overview.
     """
     matrices = [m for m in visible.matrices if m.q_len and m.kv_len]
     if not matrices:
@@ -118,10 +121,13 @@ def panels_of(facts: Facts, visible: Visible, limit: int, cells: int) -> list[Pa
         if tokens <= _CELLS and visible.distinct == len(facts.spans) == len(visible.matrices):
             return [packed_panel(facts, visible, f"{facts.sequences} packed sequences")]
         matrices.sort(key=lambda m: m.sequence != facts.band_sequence)  # what was cut comes first
-    panels = [_overview(facts, cell_size(tokens, cells))] if _has_overview(facts) else []
-    for matrix in matrices[: limit - len(panels)]:
-        size = cell_size(max(matrix.q_len, matrix.kv_len), cells)
-        panels.append(panel_of(facts, matrix, _title(facts, matrix, visible), size))
+    size = cell_size(tokens, cells)
+    panels = [_overview(facts, size)] if _has_overview(facts) else []
+    shown = matrices[: limit - len(panels)]
+    longest = max(max(matrix.q_len, matrix.kv_len) for matrix in shown)
+    if longest < _FEWEST * size:
+        size = cell_size(longest, cells)
+    panels += [panel_of(facts, m, _title(facts, m, visible), size) for m in shown]
     if len(panels) == 1 and panels[0].size > 1:
         panels += _corners(facts, matrices[0])
     return panels
@@ -132,7 +138,7 @@ def _has_overview(facts: Facts) -> bool:
 
 
 def _overview(facts: Facts, size: int) -> Panel:
-    """All sequences of a packed call along the diagonal, in tiles."""
+    """All sequences of a packed call along the diagonal, in larger cells."""
     end = facts.spans[-1]
     whole = replace(end, index=0, q_len=end.q_begin + end.q_len, kv_len=end.kv_begin + end.kv_len)
     seen, own = [], []

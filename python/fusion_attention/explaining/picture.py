@@ -43,24 +43,33 @@ STYLE = {
     "figure.dpi": 100,
     "svg.fonttype": "none",  # text stays text
 }
-_COLUMNS = 3  # of panels
 _INCHES = {8: 0.27, 16: 0.2, 24: 0.15}  # the side of a cell, by how many there are along an edge
 _SMALLEST = 0.11
 _CHARACTER = 0.09  # the width of a character of a heading
 
 
-def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figure":
-    """Draws panels side by side, `columns` in a row (0: all of them), with one legend."""
+def figure_of(
+    panels: list[Panel], heading: str = "", columns: int = 0, unit: str = "cell"
+) -> "Figure":
+    """Draws panels side by side, with one legend.
+
+    Args:
+        panels: What is drawn.
+        heading: The line above all.
+        columns: How many panels are in a row; 0: all of them.
+        unit: What a cell of several tokens is called.
+    """
     matplotlib = _optional.load("matplotlib")
     figure_module = _optional.load("matplotlib.figure")
     columns = min(columns or len(panels), len(panels))
     grid = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    widths = [max(_inches(row[i])[0] for row in grid if i < len(row)) for i in range(columns)]
-    heights = [max(_inches(panel)[1] for panel in row) for row in grid]
+    sizes = [[_inches(panel, unit) for panel in row] for row in grid]
+    widths = [max(row[i][0] for row in sizes if i < len(row)) for i in range(columns)]
+    heights = [max(height for _, height in row) for row in sizes]
     width = max(sum(widths), 4.5 if heading else 0)
     heading = fill(heading, int(width / _CHARACTER))
     lines = heading.count("\n") + bool(heading)
-    handles = _legend(panels)
+    handles = _legend(panels, unit)
     columns_of_legend = 5 if width > 6 else 3
     legend_rows = -(-len(handles) // columns_of_legend)
     with matplotlib.rc_context(STYLE):
@@ -73,7 +82,7 @@ def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figu
         )
         for places, row in zip(axes, grid, strict=True):
             for place, panel in zip(places, row, strict=False):
-                _draw(place, panel)
+                _draw(place, panel, unit)
             for place in places[len(row) :]:
                 place.set_axis_off()
         if heading:
@@ -88,16 +97,16 @@ def figure_of(panels: list[Panel], heading: str = "", columns: int = 0) -> "Figu
     return figure
 
 
-def _inches(panel: Panel) -> tuple[float, float]:
+def _inches(panel: Panel, unit: str) -> tuple[float, float]:
     """Width and height of a panel with its titles and ticks."""
     rows, keys = panel.cells.shape
     side = next((inch for most, inch in _INCHES.items() if max(rows, keys) <= most), _SMALLEST)
-    title = _title(panel).split("\n")
+    title = _title(panel, unit).split("\n")
     width = max(keys * side + 0.75, max(map(len, title)) * _CHARACTER + 0.2)
     return width, max(rows * side, 0.4) + 0.95 + 0.2 * len(title)
 
 
-def _draw(axes: "Axes", panel: Panel) -> None:
+def _draw(axes: "Axes", panel: Panel, unit: str) -> None:
     """Paints the cells, with the tokens' numbers along the left and the top."""
     rows, keys = panel.cells.shape
     colours = _optional.load("matplotlib.colors").ListedColormap(list(_COLOURS.values()))
@@ -125,11 +134,11 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set_xlabel("key j")
     axes.xaxis.set_label_position("bottom")
     axes.set_ylabel("query row i")
-    axes.set_title(_title(panel))
+    axes.set_title(_title(panel, unit))
 
 
 def _ticks(set_ticks: Any, count: int, first: int, size: int) -> None:
-    """Numbers tokens in the middle of their cells, tiles at their edges."""
+    """Numbers tokens in the middle of their cells, those of larger cells at the edges."""
     step = next(step for step in (1, 2, 4, 8, 16, 32) if count / step <= 12 or step == 32)
     if size > 1:
         step = max(step, 2)
@@ -143,13 +152,13 @@ def _ticks(set_ticks: Any, count: int, first: int, size: int) -> None:
         set_ticks([place + 0.5 for place in places], labels, fontsize=8)
 
 
-def _title(panel: Panel) -> str:
-    """The panel's own title; tiles are counted below it."""
+def _title(panel: Panel, unit: str) -> str:
+    """The panel's own title; cells of several tokens are counted below it."""
     if panel.size == 1:
         return panel.title
     kinds = ((EMPTY, "empty"), (PARTIAL, "partial"), (FULL, "full"))
     counts = [f"{int((panel.cells == kind).sum())} {name}" for kind, name in kinds]
-    return f"{panel.title}\n{panel.size} x {panel.size} tiles: {', '.join(counts)}"
+    return f"{panel.title}\n{unit}s of {panel.size} x {panel.size} tokens\n{', '.join(counts)}"
 
 
 def _draw_frame(axes: "Axes", panel: Panel, frame: Frame) -> None:
@@ -175,21 +184,21 @@ def _draw_frame(axes: "Axes", panel: Panel, frame: Frame) -> None:
         axes.plot(*corner, "o", color=ORIGIN, markersize=7, clip_on=False, zorder=5)
 
 
-def _legend(panels: list[Panel]) -> list[Any]:
+def _legend(panels: list[Panel], unit: str) -> list[Any]:
     """What the colours mean that these panels have."""
     line = _optional.load("matplotlib.lines").Line2D
     patch = _optional.load("matplotlib.patches").Patch
-    tiles = any(panel.size > 1 for panel in panels)
+    large = any(panel.size > 1 for panel in panels)
     present = torch.cat([panel.cells.flatten() for panel in panels]).unique().tolist()
     names = (
-        {FULL: "full tile", PARTIAL: "partial tile", EMPTY: "empty tile"}
-        if tiles
+        {FULL: f"full {unit}", PARTIAL: f"partial {unit}", EMPTY: f"empty {unit}"}
+        if large
         else {FULL: "kept", EMPTY: "masked"}
     )
     handles = [
         patch(color=_COLOURS[kind], label=name)
         for kind, name in names.items()
-        if kind in present or not tiles
+        if kind in present or not large
     ]
     if any(frame.origin for panel in panels for frame in panel.frames):
         label = "origin and its diagonal"
@@ -211,7 +220,7 @@ def figure_of_report(report: "Report") -> "Figure":
     if not panels:
         nothing = torch.zeros(1, 1, dtype=torch.uint8)
         panels = [Panel("no mask can be shown", nothing, 1)]
-    return figure_of(panels, heading, _COLUMNS)
+    return figure_of(panels, heading, 2 if len(panels) == 4 else 3)
 
 
 def save(report: "Report", path: Path) -> None:

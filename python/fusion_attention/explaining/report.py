@@ -50,6 +50,7 @@ class Report:
         """The answer in a line."""
         wrong = [finding for finding in self.findings if finding.severity == "wrong"]
         risks = [finding for finding in self.findings if finding.severity == "risk"]
+        advice = [finding for finding in self.findings if finding.severity == "advice"]
         cause = wrong[0].title if wrong else ""
         if not self.runs:
             rule = str(self.error).split(", but got")[0].split("expected ")[-1]
@@ -58,7 +59,9 @@ class Report:
             return f"RUNS, BUT WRONG: {cause}."
         if risks:
             return f"Runs, with a risk: {risks[0].title}."
-        return f"Runs. Lint has {'advice only' if self.findings else 'nothing against it'}."
+        if advice:
+            return f"Runs. Advice: {advice[0].title}."
+        return "Runs. Lint has nothing against it."
 
     @property
     def pairs(self) -> int | None:

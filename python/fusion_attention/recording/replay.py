@@ -72,6 +72,8 @@ class Report:
     def summary(self) -> str:
         """The last line."""
         parted = sum(not call.same for call in self.calls)
+        if len(self.calls) == 1:
+            return f"1 call: {'not ' if parted else ''}the same"
         return f"{len(self.calls)} calls: {f'{parted} not the same' if parted else 'all the same'}"
 
 
@@ -150,7 +152,7 @@ def _choose(folder: Path, call: int | str | None) -> tuple[list[tuple[int, Saved
     if call is not None:
         wanted = [(n, path) for n, path in numbered if str(call) in (str(n), path.name)]
         if not wanted:
-            raise FeatureError(f"{folder} has {len(folders)} calls, and none is {call}")
+            raise FeatureError(f"{folder} has no call {call}, but {len(folders)} other")
         numbered = wanted
     return [(number, saved.read(path)) for number, path in numbered], folders
 
