@@ -58,12 +58,13 @@ def _show(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     if getattr(_thread, "inside", False):
         return function(*args, **kwargs)
     call = bind(function.__name__, *args, **kwargs)
+    watching = _observers  # who comes or goes meanwhile sees all of a call or nothing of it
     _thread.inside = True
     try:
-        for observer in _observers:
+        for observer in watching:
             observer.before(call)
         result = function(*args, **kwargs)
-        for observer in _observers:
+        for observer in watching:
             observer.after(call, result)
     finally:
         _thread.inside = False

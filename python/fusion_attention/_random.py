@@ -6,6 +6,7 @@ mask. It travels as two 0-dim int64 tensors, which a compiled graph can carry.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -69,25 +70,26 @@ _library.impl("draw", _draw_on_cpu, "CPU")
 torch.library.register_fake("fusion_attention::draw", _draw_shapes, lib=_library)
 
 
-# What draw() gives instead of fresh words, while a recorded call is made again.
-_pinned: tuple[int, int] | None = None
+# .pinned: what draw() gives instead of fresh words, while this thread makes a recorded call again.
+_thread = threading.local()
 
 
 @contextlib.contextmanager
 def pinned(seed: int, offset: int) -> Iterator[None]:
-    """Makes every call inside that would draw use this pair; the generator is not touched."""
-    global _pinned
-    before, _pinned = _pinned, (seed, offset)
+    """Makes this thread's calls inside that would draw use this pair, and the generator stays."""
+    before = getattr(_thread, "pinned", None)
+    _thread.pinned = (seed, offset)
     try:
         yield
     finally:
-        _pinned = before
+        _thread.pinned = before
 
 
 def draw(after: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (seed, offset) for one call, drawn once the tensor `after` has been computed."""
-    if _pinned is not None and not after.is_meta:
-        return as_word("seed", _pinned[0]), as_word("offset", _pinned[1])
+    if not torch.compiler.is_compiling() and not after.is_meta:  # a graph is made for later
+        if pair := getattr(_thread, "pinned", None):
+            return as_word("seed", pair[0]), as_word("offset", pair[1])
     # No two calls of empty() are ever merged.
     distinct = torch.empty(0, device=after.device)
     return torch.ops.fusion_attention.draw.default(after, distinct)

@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 import fusion_attention
 from fusion_attention import (
     _npu_dropout_gen_mask,
+    _observers,
+    _random,
     load_call,
     npu_fusion_attention,
     npu_fusion_attention_grad,
@@ -32,6 +34,7 @@ from fusion_attention import (
     record,
     replay,
 )
+from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording.saved import RESULTS
 
@@ -269,6 +272,69 @@ def test_a_hand_called_gradient_is_a_call_of_its_own(tmp_path: pathlib.Path) -> 
     assert report.same
     names = [x.name for x in report.calls[1].comparisons]
     assert names == ["dq", "dk", "dv", "dpse", "dsink"]
+
+
+def test_numbers_that_were_given_as_tensors_replay(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8)
+    with record(tmp_path):
+        npu_fusion_attention(
+            *(query, query, query, torch.tensor(2), "BNSD"),
+            scale=torch.tensor(0.5),
+            keep_prob=torch.tensor(0.75),
+        )
+    assert replay(tmp_path).same
+
+
+def test_a_replay_leaves_other_threads_their_random_numbers() -> None:
+    query = torch.randn(1, 2, 30, 8)
+    drawn: list[tuple[int, int]] = []
+
+    def draw() -> None:
+        drawn.append(npu_fusion_attention(query, query, query, 2, "BNSD", keep_prob=0.5)[4:6])
+
+    with _random.pinned(5, 8):
+        draw()
+        other = threading.Thread(target=draw)
+        other.start()
+        other.join()
+    draw()
+    assert drawn[0] == (5, 8)
+    assert (5, 8) not in drawn[1:]
+
+
+def test_an_observer_sees_all_of_a_call_or_nothing_of_it() -> None:
+    query = torch.randn(1, 2, 30, 8)
+    seen: list[str] = []
+
+    class Late:
+        def before(self, call: Call) -> None:
+            seen.append("before")
+
+        def after(self, call: Call, result: Any) -> None:
+            seen.append("after")
+
+    late = Late()
+
+    class Early:
+        def before(self, call: Call) -> None:
+            _observers.add(late)
+
+        def after(self, call: Call, result: Any) -> None:
+            _observers.remove(late)
+
+    early = Early()
+    _observers.add(early)
+    try:
+        npu_fusion_attention(query, query, query, 2, "BNSD")
+        with pytest.raises(RuntimeError, match="head_num"):
+            npu_fusion_attention(query, query, query, 3, "BNSD")
+        assert seen == []
+        _observers.remove(early)
+        npu_fusion_attention(query, query, query, 2, "BNSD")
+        assert seen == ["before", "after"]
+    finally:
+        _observers.remove(early)
+        _observers.remove(late)
 
 
 def test_a_refused_call_leaves_nothing(tmp_path: pathlib.Path) -> None:

@@ -10,15 +10,11 @@ from torch import Tensor
 
 import fusion_attention
 from fusion_attention import _random
-from fusion_attention._call import Call
+from fusion_attention._call import Call, signature
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording import gradients, saved, tensors
 from fusion_attention.recording.saved import SavedCall
 from fusion_attention.recording.tensors import Description
-
-# Arguments that are read as numbers even where they are tensors.
-_NUMBERS = ("prefix", "actual_seq_qlen", "actual_seq_kvlen", "q_start_idx", "kv_start_idx")
-_NUMBERS += ("seed", "offset")
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def check(call: SavedCall) -> None:
     shapes = {
         name: tensors.without_elements(value)
         for name, value in call.arguments.items()
-        if isinstance(value, Description) and name not in _NUMBERS
+        if isinstance(value, Description) and _is_for_tensors(call.function, name)
     }
     # Observers are for calls that are made.
     function = getattr(fusion_attention, call.function).__wrapped__
@@ -95,6 +91,11 @@ def rerun(call: SavedCall) -> Rerun:
             torch.autograd.grad(out, inputs, dy, retain_graph=True, allow_unused=True)
     plain = {n: x.detach() if isinstance(x, Tensor) else x for n, x in results.items()}
     return Rerun(plain, caught, recorded, recorded_gradients)
+
+
+def _is_for_tensors(function: str, parameter: str) -> bool:
+    """Whether a parameter takes tensors alone; what others take may be a tensor and read anyway."""
+    return signature(function).parameters[parameter].annotation in (Tensor, Tensor | None)
 
 
 def _call(
