@@ -6,6 +6,7 @@ work everywhere, and tensor.device is cpu. What such an operator allocates is ma
 it to the device again moves nothing. Knows nothing of attention.
 """
 
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -46,7 +47,7 @@ def install(module: ModuleType) -> None:
     _library.impl("record_stream", _ignore_stream, "CPU")
 
     _device_constructors()  # PyTorch's list of what follows `with torch.device`, by identity
-    for name in ("empty", "empty_like", "zeros"):
+    for name in ("empty", "empty_like", "zeros", "ones", "full", "rand", "randn", "tensor"):
         setattr(torch, name, wrap(getattr(torch, name), _unpinned))
     torch.Tensor.npu = _npu
     torch.Tensor.to = wrap(torch.Tensor.to, _to)
@@ -59,6 +60,8 @@ def install(module: ModuleType) -> None:
     torch.Generator = _Generator
     parallel = torch.nn.parallel.DistributedDataParallel
     parallel.__init__ = wrap(parallel.__init__, _parallel_on_cpu)
+    # DataParallel without devices calls its module; the package's name for its file is a function.
+    sys.modules["torch.nn.parallel.data_parallel"]._get_available_device_type = lambda: None
     for name in ("device_count", "synchronize", "empty_cache"):
         setattr(torch.accelerator, name, _forwarding(getattr(module, name)))
 

@@ -210,10 +210,31 @@ def test_pinned_memory_is_memory() -> None:
         torch.empty(3, pin_memory=True, device="npu"),
         torch.empty_like(torch.ones(3), device="cpu", pin_memory=True),
         torch.zeros(3, pin_memory=True),
+        torch.ones(3, pin_memory=True),
+        torch.full((3,), 1, pin_memory=True),
+        torch.rand(3, pin_memory=True),
+        torch.randn(3, pin_memory=True, device="npu"),
+        torch.tensor([1, 2, 3], pin_memory=True),
     ):
         assert made.shape == (3,)
     pinned = torch.ones(3).pin_memory()
     assert not pinned.is_pinned()
+
+
+def test_scripts_may_make_tensors() -> None:
+    def made(x: Tensor) -> Tensor:
+        return x + torch.zeros(3) + torch.full([3], 2.0) + torch.empty_like(x).fill_(1).to("cpu")
+
+    assert torch.jit.script(made)(torch.ones(3)).tolist() == [4, 4, 4]
+
+
+def test_data_parallel_is_its_module() -> None:
+    for module in (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).npu()):
+        for parallel in (
+            torch.nn.DataParallel(module),
+            torch.nn.DataParallel(module, device_ids=[0]),
+        ):
+            assert torch.equal(parallel.npu()(torch.ones(1, 2)), module(torch.ones(1, 2)))
 
 
 def test_autocast_is_the_cpus() -> None:

@@ -46,6 +46,13 @@ def test_what_is_made_on_cuda_is_made_on_the_device(make: Callable[[], Tensor]) 
     assert made.cuda() is made
 
 
+def test_scripts_may_make_tensors() -> None:
+    def made(x: Tensor) -> Tensor:
+        return x + torch.zeros(3) + torch.arange(3) + torch.full([3], 2.0)
+
+    assert torch.jit.script(made)(torch.ones(3)).tolist() == [3, 4, 5]
+
+
 def test_blocks_and_defaults() -> None:
     with torch.device("cuda"):
         made = torch.ones(3)

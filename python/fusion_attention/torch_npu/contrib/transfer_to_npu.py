@@ -15,6 +15,7 @@ from torch import distributed
 from torch.utils import _device
 
 from fusion_attention.torch_npu import _compile, npu
+from fusion_attention.torch_npu._wrap import script_as
 
 # Beside the functions that make tensors, which PyTorch itself lists.
 _FUNCTIONS = ("load", "set_default_device", "get_autocast_dtype")
@@ -49,6 +50,7 @@ def _translating(function: Callable[..., Any]) -> Callable[..., Any]:
         args = tuple(map(_translated, args))
         return function(*args, **{name: _translated(x) for name, x in kwargs.items()})
 
+    script_as(wrapper, function)
     return wrapper
 
 
