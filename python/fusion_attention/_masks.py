@@ -87,10 +87,7 @@ def recognise(masked: Tensor) -> Structure | None:
     """
     if masked.dim() == 2:
         masked = masked[None, None]
-    # An axis that was expanded holds one mask only.
-    for axis in (0, 1):
-        if masked.stride(axis) == 0:
-            masked = masked.narrow(axis, 0, 1)
+    masked = distinct(masked)
     if masked.numel() == 0:
         return None
     kept = masked == 0
@@ -104,6 +101,18 @@ def recognise(masked: Tensor) -> Structure | None:
         if band is not None:
             return _of_band(*band, kept.shape[2] - kept.shape[1])
     return _prefixes(kept)
+
+
+def distinct(masked: Tensor) -> Tensor:
+    """Returns a mask of 4 dimensions without the copies that expand() made along batch and heads.
+
+    Example:
+        >>> distinct(torch.zeros(1, 1, 4, 6).expand(8, 2, 4, 6)).shape
+        torch.Size([1, 1, 4, 6])
+    """
+    if masked.stride(0) == 0:
+        masked = masked[:1]
+    return masked[:, :1] if masked.stride(1) == 0 else masked
 
 
 def fit_band(blocks: Sequence[Tensor]) -> tuple[int, int] | None:

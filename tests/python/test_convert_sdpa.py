@@ -119,6 +119,32 @@ def test_dropout_keeps_its_probability() -> None:
     assert to_sdpa(call)["dropout_p"] == 0.25
 
 
+def test_probabilities_can_be_read() -> None:
+    query = torch.randn(1, 2, 6, 8)
+    for p in (0.1, 0.2, 0.3):
+        call = from_sdpa(query, query, query, dropout_p=p)
+        assert str(call.arguments["keep_prob"]) == f"0.{10 - round(10 * p)}"
+        assert to_sdpa(call)["dropout_p"] == p
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_16_bit_bias_is_scaled_without_rounding(dtype: torch.dtype) -> None:
+    """ALiBi of 300 tokens: rounded to bfloat16, biases of 60 are off by up to 0.25."""
+    query = torch.randn(1, 2, 300, 16).to(dtype)
+    bias = (-(torch.arange(300) - torch.arange(300)[:, None]).abs() * 0.25).to(dtype)
+    pse = bias.expand(1, 2, 300, 300)
+    call = bind("npu_fusion_attention", query, query, query, 2, "BNSD", pse=pse, scale=0.83)
+    arguments = to_sdpa(call)
+    assert torch.equal(arguments["attn_mask"], pse.float() * 0.83)
+    actual = scaled_dot_product_attention(**arguments).double()
+    double = {name: arguments[name].double() for name in ("query", "key", "value")}
+    exact = scaled_dot_product_attention(**double, attn_mask=pse.double() * 0.83, scale=0.83)
+    # Results and weights are rounded to the dtype; both are at most the largest value.
+    bound = 2 * torch.finfo(dtype).eps * query.abs().max().item()
+    assert (call.run()[0].double() - exact).abs().max() < bound
+    assert (actual - exact).abs().max() < bound
+
+
 FLOOR = torch.finfo(torch.float32).min
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "all finfo.min": ("finfo.min for all keys", {"attn_mask": torch.full((6, 6), FLOOR)}),

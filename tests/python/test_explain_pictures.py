@@ -96,6 +96,14 @@ def test_heads_that_differ_have_a_panel_each(tmp_path: Path) -> None:
     assert "batch 0, head 3" in (tmp_path / "mask.svg").read_text(encoding="utf-8")
 
 
+def test_expanded_masks_are_looked_at_once() -> None:
+    mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    report = explain(**call(q=6, kv=6, atten_mask=mask.expand(2, 4, 6, 6), sparse_mode=1))
+    assert report.visible.distinct == 1
+    assert report.pairs == 2 * 4 * 21
+    assert "every batch and head: 6 x 6" in report.text()
+
+
 def test_other_endings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FeatureError, match=r"ending in \.png, \.svg, \.txt or \.html"):
         explain(**SMALL).save(tmp_path / "mask.pdf")

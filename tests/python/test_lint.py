@@ -26,6 +26,7 @@ LEFT_PADDING_SWAPPED[1] = True  # ... and all of them
 PADDED = triangle(64, 64).expand(2, 1, 64, 64).clone()  # causal, and the second batch is padded
 PADDED[1, :, :, 40:] = True
 WINDOW = triangle(64, 64) | triangle(64, 64, -15).logical_not()
+DOCUMENTS = torch.arange(64)[:, None] // 16 == torch.arange(64) // 16
 ONE_WRONG = CAUSAL.clone()
 ONE_WRONG[5, 900] = False
 DIAGONAL_TOO = CAUSAL | torch.eye(2048).bool()
@@ -62,6 +63,10 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "L03", "wrong", "63 of 63 queries see later keys",
         call(atten_mask=~WINDOW, sparse_mode=1), call(atten_mask=WINDOW, sparse_mode=1),
+    ),
+    (
+        "L03", "risk", "hides each query's own key",
+        call(atten_mask=DOCUMENTS, sparse_mode=1), call(atten_mask=~DOCUMENTS, sparse_mode=1),
     ),
     (
         "L03", "risk", "inverted padding mask",
@@ -175,6 +180,10 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         call("BSH", query=meta(1024, 2, 256), key=meta(1024, 2, 256), value=meta(1024, 2, 256)),
         call("SBH", query=meta(1024, 2, 256), key=meta(1024, 2, 256), value=meta(1024, 2, 256)),
     ),
+    (
+        "L14", "risk", "head_num=64 and scale=64**-0.5, but D=4",
+        call("BSH", head_num=64), call("BSH"),
+    ),
     ("L15", "risk", "'tnd'", packed([64], [64], input_layout="tnd"), packed([64], [64])),
     (
         "L16", "advice", "sparse_mode=3",
@@ -208,6 +217,16 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ("L19", "risk", "keep_prob=0.1", call(keep_prob=0.1), call(keep_prob=0.9)),
     ("L19", "wrong", "keep_prob=0", call(keep_prob=0.0), call(keep_prob=1)),
     ("L20", "risk", "0.0078125", call(keep_prob=0.999), call(keep_prob=0.75)),
+    (
+        "L21", "risk", "nothing is masked",
+        call(atten_mask=CAUSAL, sparse_mode=4),
+        call(atten_mask=CAUSAL, sparse_mode=4, next_tockens=0),
+    ),
+    (
+        "L21", "risk", "all keys after its own",
+        call(atten_mask=CAUSAL, sparse_mode=4, pre_tockens=16),
+        call(q=1, atten_mask=CAUSAL, sparse_mode=4, pre_tockens=16),
+    ),
 ]  # fmt: skip
 IDS = [f"{rule}-{words}" for rule, _, words, _, _ in BUGS]
 
@@ -223,6 +242,32 @@ def test_rule_finds_its_bug_and_leaves_a_clean_call_alone(
         assert len(finding.title) <= 120
         assert finding.why.endswith(".")
         assert finding.mend.endswith(".")
+
+
+def test_a_mask_of_numbers_has_the_right_shape_all_the_same() -> None:
+    found = lint(**call(atten_mask=triangle(64, 64).float() * -10000.0))
+    assert [f.id for f in found] == ["L03"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "mend"),
+    [
+        ((2, 64), "atten_mask[:, None, None, :].expand(2, 1, 64, 64)"),
+        ((2, 1, 1, 64), "atten_mask.expand(2, 1, 64, 64)"),
+        ((1, 1, 1, 64), "atten_mask.expand(1, 1, 64, 64)"),
+        ((1, 4, 1, 64), "atten_mask.expand(2, 4, 64, 64)"),
+        ((2, 64, 1, 64), "Build it for Sq=64 rows and Skv=64 keys"),
+        ((2, 64, 64), "atten_mask.unsqueeze(1)"),
+        ((4, 64, 64), "atten_mask.expand(2, 4, 64, 64)"),
+        ((3, 64, 64), "Build it for B=2, N=4"),
+    ],
+)
+def test_mend_of_a_shape_is_one_that_the_operator_takes(shape: tuple[int, ...], mend: str) -> None:
+    (finding,) = lint(**call(atten_mask=torch.zeros(shape, dtype=torch.bool)))
+    assert mend in finding.mend
+    if "atten_mask" in mend:
+        mask = eval(mend, {"atten_mask": torch.zeros(shape, dtype=torch.bool)})
+        assert lint(**call(atten_mask=mask, sparse_mode=1)) == []
 
 
 def test_gradient_without_the_forward_calls_dropout_state() -> None:
@@ -261,7 +306,7 @@ def test_compressed_form_of_a_full_mask_is_the_same_call() -> None:
 
 def test_every_rule_of_the_list_has_a_bug_here() -> None:
     tested = {rule for rule, *_ in BUGS} | {"L13"}
-    assert tested == {f"L{number:02}" for number in range(1, 21)}
+    assert tested == {f"L{number:02}" for number in range(1, 22)}
 
 
 def test_names_are_those_of_the_function_that_was_called() -> None:

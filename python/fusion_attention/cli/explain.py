@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fusion_attention
 from fusion_attention._errors import FeatureError
+from fusion_attention._masks import causal_mask, prefix_mask
 from fusion_attention.explaining import Report
 
 HELP = "show what a call does: mask, work, memory, and what is wrong with it"
@@ -141,13 +142,12 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _mask(options: argparse.Namespace, key: list[int]) -> Tensor | None:
     name = options.mask
-    triangle = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
     if name == "none":
         return None
     if name == "triu2048":
-        return triangle
+        return causal_mask()
     if name == "prefix3072":
-        return torch.cat([triangle, (torch.arange(2048) >= 1024).expand(1024, 2048)])
+        return prefix_mask()
     if name == "causal":
         axis = {"BSH": 1, "SBH": 0, "BSND": 1, "BNSD": 2}.get(options.layout.upper())
         if axis is None or axis >= min(len(options.query), len(key)):

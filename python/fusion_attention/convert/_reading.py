@@ -60,6 +60,11 @@ class Reading:
         return float(self.arguments["keep_prob"])
 
     @property
+    def dropout_p(self) -> float:
+        """The probability to drop a weight: 0.1 for 0.9, without the noise of the subtraction."""
+        return round(1 - self.keep_prob, 15)
+
+    @property
     def slopes(self) -> Tensor | None:
         """The ALiBi slopes of pse_type 2 and 3, [B or 1, N]."""
         if self.arguments["pse"] is None or self.arguments["pse_type"] not in (2, 3):
@@ -117,6 +122,8 @@ class Reading:
     def bias(self) -> Tensor | None:
         """Returns what is added to the scaled scores, [B or 1, N, Sq or 1, Skv]; None if nothing.
 
+        A factor other than 1 makes it float32 at least: in 16 bits the product would be rounded.
+
         Raises:
             ConversionError: It is given by its last 1024 rows only.
         """
@@ -137,7 +144,9 @@ class Reading:
                 "it states a bias by its last 1024 rows",
                 "Give the whole bias, or slopes with pse_type=2 of npu_fusion_attention_v2",
             )
-        return pse if self.arguments["pse_type"] == 0 else pse * scale
+        if self.arguments["pse_type"] == 0 or scale == 1:
+            return pse
+        return pse.to(torch.promote_types(torch.float32, pse.dtype)) * scale
 
     def slope_bias(self, batch: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         """Returns what the slopes add to scaled scores, float32 or float64; for indices."""

@@ -45,7 +45,7 @@ def keep_prob_of(dropout_p: float) -> float:
             "keep_prob must be in (0, 1]",
             "A result without any kept weight is zero; write torch.zeros_like(query)",
         )
-    return 1.0 - dropout_p
+    return round(1 - dropout_p, 15)  # 0.9 for 0.1: no noise of the subtraction
 
 
 def mask_arguments(kept: Tensor, batch: int, heads: int, q_len: int, kv_len: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def options_of(reading: Reading, spans: list[Span]) -> dict[str, Any]:
         )
     left, right = _window(reading, spans)
     return {
-        "dropout_p": 1.0 - reading.keep_prob,
+        "dropout_p": reading.dropout_p,
         "softmax_scale": reading.scale,
         "causal": right == 0,
         "window_size": (left, right),

@@ -119,9 +119,10 @@ def to_sdpa(call: Call) -> dict[str, Any]:
 
     Query, key and value are views in [B, N, S, D]; those of packed sequences (TND) come as one
     batch of all tokens, [1, N, T, D], and the mask keeps the sequences apart. Masks other than that
-    of mode 2 become boolean, of B x N x Sq x Skv elements at most; a bias becomes additive. Ropes
-    become further channels. SDPA returns [B, N, Sq, Dv] whatever the call's layout, and other
-    random bits for dropout.
+    of mode 2 become boolean, of B x N x Sq x Skv elements at most; a bias becomes additive, a pse
+    that scale multiplies in float32, where the product of 16 bits loses little. Ropes become
+    further channels. SDPA returns [B, N, Sq, Dv] whatever the call's layout, and other random bits
+    for dropout.
 
     Args:
         call: Of npu_fusion_attention, _v2 or _v3.
@@ -150,7 +151,7 @@ def to_sdpa(call: Call) -> dict[str, Any]:
         "key": reading.key,
         "value": reading.value,
         "attn_mask": kept,
-        "dropout_p": 1.0 - reading.keep_prob,
+        "dropout_p": reading.dropout_p,
         "is_causal": is_causal,
         "scale": abs(reading.scale) or 1.0,
         "enable_gqa": reading.query.shape[1] != reading.key.shape[1],

@@ -20,7 +20,6 @@ from fusion_attention import _entry, _library, _vendor
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 
-UNLIMITED = 2147483647
 GRADIENT_TENSORS = ("dy", "softmax_max", "softmax_sum", "attention_in")
 #: As the other functions of the family spell what npu_fusion_attention has.
 _SPELLINGS = {"pre_tokens": "pre_tockens", "next_tokens": "next_tockens", "scale_value": "scale"}

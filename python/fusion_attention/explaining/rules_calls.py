@@ -136,6 +136,23 @@ def heads_and_layout(case: Case) -> Iterator[Finding]:
         )
 
 
+def heads_for_channels(case: Case) -> Iterator[Finding]:
+    """L14: head_dim passed as head_num, which layouts with both on one axis cannot tell."""
+    call, facts = case.reading, case.facts
+    if facts is None or call.layout not in ("BSH", "SBH") or facts.q_heads == facts.head_dim:
+        return
+    heads, given = facts.q_heads, call.number("scale")
+    if heads > 1 and math.isclose(given, heads**-0.5, rel_tol=1e-6):
+        yield Finding(
+            "L14",
+            "risk",
+            f"head_num={heads} and {call.spelling('scale')}={heads}**-0.5, but D={facts.head_dim}",
+            f"H = {heads * facts.head_dim} is cut into head_num heads, here of {facts.head_dim} "
+            "channels. The scale is that of heads of head_num channels.",
+            f"Pass head_num={facts.head_dim} if a head has {heads} channels.",
+        )
+
+
 def letter_case(case: Case) -> Iterator[Finding]:
     """L15: a layout in lower case."""
     given = case.reading["input_layout"]
@@ -188,6 +205,7 @@ RULES = (
     scale,
     gradient_without_state,
     heads_and_layout,
+    heads_for_channels,
     letter_case,
     small_keep_prob,
     quantised_rate,

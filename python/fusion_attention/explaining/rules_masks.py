@@ -29,6 +29,16 @@ def inverted(case: Case) -> Iterator[Finding]:
             "Pass atten_mask.logical_not().",
         )
         return
+    if visible.selfless == visible.distinct > 0:
+        yield Finding(
+            "L03",
+            "risk",
+            "atten_mask hides each query's own key, though each query sees others",
+            "In atten_mask True (1) means masked. A mask that is True for the keys to attend to, "
+            "such as those of the same document, leaves all others.",
+            "Pass atten_mask.logical_not(), unless no token is meant to see itself.",
+        )
+        return
     tails = [p for p in visible.patterns if p.kind == "columns" and p.begin > 0]
     if tails and kinds <= {"columns", "nothing"} and all(p.end == facts.kv_len for p in tails):
         shown = max(tails, key=lambda p: p.begin)
@@ -137,17 +147,23 @@ def mask_shape(case: Case) -> Iterator[Finding]:
         return
     mode = call.integer("sparse_mode")
     shape, (rows, keys) = tuple(mask.shape), (facts.q_len, facts.kv_len)
-    full = (facts.sequences, 1, rows, keys)
+    batch, heads = facts.sequences, facts.q_heads
     compressed = {(2048, 2048), (3072, 2048)}
-    if mode not in (0, 1, 5) or shape[-2:] in compressed or shape[-2:] == (rows, keys) != shape:
+    # Other modes' masks are L05's; a mask of the right rows and keys may lack an axis alone.
+    if mode not in (0, 1, 5) or shape[-2:] in compressed or shape[-2:] == (rows, keys):
         if len(shape) == 3 and shape[-2:] == (rows, keys):
-            axis = 1 if shape[0] == facts.sequences else 0
-            yield _unsuitable(shape, f"Pass atten_mask.unsqueeze({axis}).")
+            mends = {
+                heads: f"Pass atten_mask.expand{(batch, heads, rows, keys)}.",
+                batch: "Pass atten_mask.unsqueeze(1).",
+            }
+            yield _unsuitable(shape, mends.get(shape[0], f"Build it for B={batch}, N={heads}."))
         return
-    if len(shape) == 2 and shape == (facts.sequences, keys):
-        yield _unsuitable(shape, f"Pass mask[:, None, None, :].expand{full}.")
-    elif len(shape) == 4 and shape[-1] == keys and 1 in shape[-2:-1]:
-        yield _unsuitable(shape, f"Pass atten_mask.expand({shape[0]}, {shape[1]}, {rows}, {keys}).")
+    if len(shape) == 2 and shape == (batch, keys):
+        full = (batch, 1, rows, keys)
+        yield _unsuitable(shape, f"Pass atten_mask[:, None, None, :].expand{full}.")
+    elif shape[:1] in ((1,), (batch,)) and shape[1:] in ((1, 1, keys), (heads, 1, keys)):
+        lead = shape[:2] if shape[1] == 1 else (batch, heads)
+        yield _unsuitable(shape, f"Pass atten_mask.expand{(*lead, rows, keys)}.")
     else:
         yield _unsuitable(shape, f"Build it for Sq={rows} rows and Skv={keys} keys.")
 

@@ -1,15 +1,15 @@
 """Lint rules about sparse_mode and the mask that belongs to it, and what neither of them reads."""
 
-import functools
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from fusion_attention._masks import UNLIMITED, causal_mask, prefix_mask
 from fusion_attention.explaining.facts import Facts
 from fusion_attention.explaining.findings import Case, Finding
 from fusion_attention.explaining.patterns import Pattern
-from fusion_attention.explaining.reading import UNLIMITED, Reading
+from fusion_attention.explaining.reading import Reading
 
 _CAUSAL = "torch.ones(2048, 2048, dtype=torch.bool).triu(1)"
 _COMPRESSED = {
@@ -88,19 +88,10 @@ def compressed_pattern(case: Case) -> Iterator[Finding]:
         )
 
 
-@functools.cache
-def _canonical(rows: int) -> Tensor:
-    """The compressed mask of 2048 or 3072 rows."""
-    triangle = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
-    if rows == 2048:
-        return triangle
-    return torch.cat([triangle, (torch.arange(2048) >= 1024).expand(1024, 2048)])
-
-
 def _difference(mask: Tensor) -> str:
     """How a mask of the right size differs from the canonical one; "" if it does not."""
     given = mask.reshape(-1, *mask.shape[-2:])
-    canonical = _canonical(given.shape[1])
+    canonical = causal_mask() if given.shape[1] == 2048 else prefix_mask()
     if mask.element_size() == 1 and all(torch.equal(x.view(torch.bool), canonical) for x in given):
         return ""  # nearly always, and without a copy
     masked = given != 0
@@ -218,6 +209,26 @@ def unread(case: Case) -> Iterator[Finding]:
         )
 
 
+def open_band(case: Case) -> Iterator[Finding]:
+    """L21: a band that was given no end."""
+    facts, call = case.facts, case.reading
+    if facts is None or facts.mask != "compressed" or facts.sparse_mode != 4:
+        return
+    if facts.next_tockens < UNLIMITED or all(span.q_len <= 1 for span in facts.spans):
+        return
+    name = call.spelling("next_tockens")
+    whole = facts.pre_tockens >= UNLIMITED
+    yield Finding(
+        "L21",
+        "risk",
+        f"sparse_mode=4 with {name}={facts.next_tockens}: "
+        + ("nothing is masked" if whole else "every query sees all keys after its own"),
+        "The band is what the tockens say; atten_mask is the same for all bands and makes none "
+        f"causal. {facts.next_tockens} is the default.",
+        f"Pass {name}=0 if no query is meant to see later keys.",
+    )
+
+
 def left_up_rectangle(case: Case) -> Iterator[Finding]:
     """L18: causal attention from the top left where lengths differ."""
     facts = case.facts
@@ -244,4 +255,5 @@ RULES = (
     compressible,
     unread,
     left_up_rectangle,
+    open_band,
 )

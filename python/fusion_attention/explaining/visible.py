@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fusion_attention._masks import distinct
 from fusion_attention.explaining.facts import Facts, Span
 from fusion_attention.explaining.patterns import Pattern, Rows, recognise
 
@@ -99,6 +100,12 @@ class Matrix:
         reverse = (self.masked[row, own] != 0) & (self.masked[row, own + 1] == 0)
         return int(reverse.sum()), len(row)
 
+    def hides_own_keys(self) -> bool:
+        """Whether it is square and its dense mask hides the whole diagonal."""
+        if self.masked is None or not self.q_len == self.kv_len > 1:
+            return False
+        return bool((self.masked.diagonal() != 0).all())
+
     def fill(self, size: int) -> Tensor:
         """The share of visible pairs in every tile of `size` rows and keys, float64."""
         tile_rows, tile_keys = -(-self.q_len // size), -(-self.kv_len // size)
@@ -146,6 +153,8 @@ class Visible:
         hidden: Pairs that a dense mask keeps, but tockens or prefix hide.
         reversed_rows: Rows of the different matrices in which a dense mask masks the row's own key
             and keeps the next, and how many rows could.
+        selfless: How many of the different matrices are square and hide each row's own key by the
+            dense mask, though every row sees another one.
         patterns: What the matrices look like -> how many of the different ones do.
         known: False where a dense mask's data is not there; everything then is what the other
             arguments leave.
@@ -158,6 +167,7 @@ class Visible:
     empty_ranges: tuple[tuple[int, int, int, int], ...]
     hidden: int
     reversed_rows: tuple[int, int]
+    selfless: int
     patterns: Counter[Pattern]
     known: bool
 
@@ -167,17 +177,18 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
     mask = atten_mask if facts.mask == "dense" else None
     known = mask is not None or facts.mask != "dense"
     kept: list[Matrix] = []
-    distinct = pairs = empty = hidden = reverse = judged = 0
+    count = pairs = empty = hidden = reverse = judged = selfless = 0
     ranges: list[tuple[int, int, int, int]] = []
     patterns: Counter[Pattern] = Counter()
     for matrix in _matrices(facts, mask):
         rows = matrix.rows()
-        distinct += 1
+        count += 1
         seen = int(rows.count.sum())
         pairs += matrix.copies * seen
         reverse, judged = (
             x + y for x, y in zip((reverse, judged), matrix.reversals(), strict=True)
         )
+        selfless += matrix.hides_own_keys() and bool((rows.count > 0).all())
         if mask is not None and not matrix.unbounded:
             hidden += matrix.copies * (matrix.kept_by_mask() - seen)
         blind = rows.count == 0
@@ -191,12 +202,13 @@ def visible_of(facts: Facts, atten_mask: Tensor | None) -> Visible:
             kept.append(matrix)
     return Visible(
         matrices=tuple(kept),
-        distinct=distinct,
+        distinct=count,
         pairs=pairs,
         empty_rows=empty,
         empty_ranges=tuple(ranges[:_KEPT_MATRICES]),
         hidden=hidden,
         reversed_rows=(reverse, judged),
+        selfless=selfless,
         patterns=patterns,
         known=known,
     )
@@ -209,7 +221,7 @@ def _matrices(facts: Facts, mask: Tensor | None) -> Iterator[Matrix]:
         if mask is None:
             yield Matrix(span, span.index, -1, span.count * facts.q_heads, ranges, None)
             continue
-        full = mask if mask.dim() == 4 else mask[None, None]
+        full = distinct(mask if mask.dim() == 4 else mask[None, None])
         several = full.shape[0] > 1
         for sequence in range(span.index, span.index + (span.count if several else 1)):
             for head in range(full.shape[1]):

@@ -2,8 +2,9 @@
 
 import math
 
+from fusion_attention._masks import UNLIMITED
 from fusion_attention.explaining.facts import Facts
-from fusion_attention.explaining.reading import UNLIMITED, Reading
+from fusion_attention.explaining.reading import Reading
 
 _MODES = {
     1: "the mask as given: row i sees the keys where atten_mask is 0",
