@@ -114,10 +114,12 @@ def test_packing_refuses_what_packed_sequences_cannot_say() -> None:
 
 SLOPES = torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)
 TABLE = torch.randn(80, dtype=torch.float64)
+TABLE_OF_PAIRS = torch.randn(2, 4, 40, 40, dtype=torch.float64)
 ADDS: dict[str, Callable[..., Any]] = {
     "alibi": lambda s, b, h, i, j: s - SLOPES[h] * (i - j).abs(),
     "relative": lambda s, b, h, i, j: TABLE[i - j + 40] + s,
-    "per batch": lambda s, b, h, i, j: s + b * 0.5 - j / 8,
+    "per batch": lambda s, b, h, i, j: s + b * j / 8,
+    "table": lambda s, b, h, i, j: s + TABLE_OF_PAIRS[b, h, i, j],
     "nothing": lambda s, b, h, i, j: s,
 }
 CHANGES: dict[str, Callable[..., Any]] = {

@@ -24,9 +24,10 @@ def added_bias(
     Raises:
         ConversionError: score_mod does more than to add.
     """
-    index = torch.zeros((), dtype=torch.int64)
+    # A tensor each: of one tensor given four times all uses would count as the last index's.
+    indices = [torch.zeros((), dtype=torch.int64) for _ in range(4)]
     with TransformGetItemToIndex():
-        graph = make_fx(score_mod)(torch.zeros(()), index, index, index, index).graph
+        graph = make_fx(score_mod)(torch.zeros(()), *indices).graph
     score, batch_index, *_ = (node for node in graph.nodes if node.op == "placeholder")
     if not _only_adds(graph, score):
         raise refuse(
