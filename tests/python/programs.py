@@ -24,6 +24,11 @@ def start(
     )
 
 
+def command(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m fusion_attention arguments...`."""
+    return start("-m", "fusion_attention", *arguments, **variables)
+
+
 def check(program: str, **variables: str) -> None:
     """Runs a program and raises unless it ends well."""
     done = start("-c", textwrap.dedent(program), **variables)

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from programs import command
 from simd import simd_targets
 
 import fusion_attention
@@ -16,17 +17,6 @@ from fusion_attention import _environment, _optional, cli
 from fusion_attention._errors import FeatureError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m fusion_attention` with these arguments in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "fusion_attention", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -5,22 +5,10 @@ With value = identity and all scores equal, attention_out[row, key] is keep_bit 
 
 import pytest
 import torch
+from known_bits import DTYPES, KNOWN
 from oracle import keep_mask
 
 from fusion_attention import npu_fusion_attention, npu_fusion_attention_grad
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-KNOWN = {
-    (2, 0, torch.float16): "ffefffffffdfffbbffdbfdffffffbfff",
-    (2, 0, torch.bfloat16): "7f7fbf9dddfeeb7bffff67ffffffffff",
-    (2, 0, torch.float32): "fffbfb7fffffff93edff79eefefcffff",
-    (2, 12, torch.float16): "ffffefffffffff3ef7feffeffffeff7b",
-    (2, 12, torch.bfloat16): "dfffffd7fdef9fbf5fbe7ffffffff67f",
-    (2, 12, torch.float32): "ff7ddef7fefdffffffbbffffefffeff7",
-    (0x123456789, 0, torch.float16): "ffe7ff7ffdfffecffbdfefbfffffffbf",
-    (0x123456789, 0, torch.bfloat16): "ffefffeffb7dffffffffbffdfffffddf",
-    (0x123456789, 0, torch.float32): "fffdffffdebafeffefefdffffffff3fb",
-}
 
 
 def _applied(

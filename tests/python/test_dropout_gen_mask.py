@@ -6,24 +6,12 @@ from typing import Any
 import pytest
 import torch
 from calls import assert_same_bits, run
+from known_bits import DTYPES, KNOWN
 from oracle import keep_mask
 from torch import Tensor
 from torch.library import opcheck
 
 from fusion_attention import _npu_dropout_gen_mask, npu_fusion_attention
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-KNOWN = {
-    (2, 0, torch.float16): "ffefffffffdfffbbffdbfdffffffbfff",
-    (2, 0, torch.bfloat16): "7f7fbf9dddfeeb7bffff67ffffffffff",
-    (2, 0, torch.float32): "fffbfb7fffffff93edff79eefefcffff",
-    (2, 12, torch.float16): "ffffefffffffff3ef7feffeffffeff7b",
-    (2, 12, torch.bfloat16): "dfffffd7fdef9fbf5fbe7ffffffff67f",
-    (2, 12, torch.float32): "ff7ddef7fefdffffffbbffffefffeff7",
-    (0x123456789, 0, torch.float16): "ffe7ff7ffdfffecffbdfefbfffffffbf",
-    (0x123456789, 0, torch.bfloat16): "ffefffeffb7dffffffffbffdfffffddf",
-    (0x123456789, 0, torch.float32): "fffdffffdebafeffefefdffffffff3fb",
-}
 
 
 def unpacked(mask: Tensor) -> Tensor:
