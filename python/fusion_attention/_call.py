@@ -6,6 +6,7 @@ this form. It checks nothing but what Python itself checks when a function is ca
 
 import functools
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ def signature(function: str) -> inspect.Signature:
 def bind(function: str, /, *args: Any, **kwargs: Any) -> Call:
     """Returns the call that `function(*args, **kwargs)` would be, defaults filled in.
 
+    Iterators become lists: who looks at a call must not use up what it is made of.
+
     Raises:
         TypeError: Python itself would refuse the call: a missing, unknown or repeated argument.
 
@@ -50,4 +53,8 @@ def bind(function: str, /, *args: Any, **kwargs: Any) -> Call:
     """
     bound = signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    return Call(function, dict(bound.arguments))
+    arguments = {
+        name: list(value) if isinstance(value, Iterator) else value
+        for name, value in bound.arguments.items()
+    }
+    return Call(function, arguments)

@@ -63,7 +63,7 @@ def _show(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     try:
         for observer in watching:
             observer.before(call)
-        result = function(*args, **kwargs)
+        result = function(**call.arguments)
         for observer in watching:
             observer.after(call, result)
     finally:

@@ -87,9 +87,10 @@ def pinned(seed: int, offset: int) -> Iterator[None]:
 
 def draw(after: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (seed, offset) for one call, drawn once the tensor `after` has been computed."""
-    if not torch.compiler.is_compiling() and not after.is_meta:  # a graph is made for later
-        if pair := getattr(_thread, "pinned", None):
-            return as_word("seed", pair[0]), as_word("offset", pair[1])
+    # A graph is made for later calls.
+    pair = None if torch.compiler.is_compiling() else getattr(_thread, "pinned", None)
+    if pair is not None and not after.is_meta:
+        return as_word("seed", pair[0]), as_word("offset", pair[1])
     # No two calls of empty() are ever merged.
     distinct = torch.empty(0, device=after.device)
     return torch.ops.fusion_attention.draw.default(after, distinct)

@@ -16,13 +16,13 @@ import pytest
 import torch
 from calls import assert_same_bits, forward
 from case_tensors import case, compressed_mask
+from programs import command
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fusion_attention
 from fusion_attention import (
     _npu_dropout_gen_mask,
-    _observers,
     _random,
     load_call,
     npu_fusion_attention,
@@ -34,7 +34,6 @@ from fusion_attention import (
     record,
     replay,
 )
-from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 from fusion_attention.recording.saved import RESULTS
 
@@ -105,16 +104,6 @@ def other_calls() -> None:
     npu_ring_attention_update(*halves[0], *halves[1])
 
 
-def cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fusion_attention", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-
-
 def test_varied_calls_replay_in_another_process_with_another_number_of_threads(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -132,7 +121,7 @@ def test_varied_calls_replay_in_another_process_with_another_number_of_threads(
         *("float16", "bfloat16", "float32"),
     }
     for threads in ("1", "3"):
-        completed = cli("replay", str(tmp_path), "--threads", threads)
+        completed = command("replay", str(tmp_path), "--threads", threads)
         assert completed.returncode == 0, completed.stdout + completed.stderr
         assert completed.stdout.splitlines()[-1] == f"{len(recorded)} calls: all the same"
         assert completed.stdout.count("backward 1: dq,") == 24
@@ -302,41 +291,6 @@ def test_a_replay_leaves_other_threads_their_random_numbers() -> None:
     assert (5, 8) not in drawn[1:]
 
 
-def test_an_observer_sees_all_of_a_call_or_nothing_of_it() -> None:
-    query = torch.randn(1, 2, 30, 8)
-    seen: list[str] = []
-
-    class Late:
-        def before(self, call: Call) -> None:
-            seen.append("before")
-
-        def after(self, call: Call, result: Any) -> None:
-            seen.append("after")
-
-    late = Late()
-
-    class Early:
-        def before(self, call: Call) -> None:
-            _observers.add(late)
-
-        def after(self, call: Call, result: Any) -> None:
-            _observers.remove(late)
-
-    early = Early()
-    _observers.add(early)
-    try:
-        npu_fusion_attention(query, query, query, 2, "BNSD")
-        with pytest.raises(RuntimeError, match="head_num"):
-            npu_fusion_attention(query, query, query, 3, "BNSD")
-        assert seen == []
-        _observers.remove(early)
-        npu_fusion_attention(query, query, query, 2, "BNSD")
-        assert seen == ["before", "after"]
-    finally:
-        _observers.remove(early)
-        _observers.remove(late)
-
-
 def test_a_refused_call_leaves_nothing(tmp_path: pathlib.Path) -> None:
     query = torch.randn(1, 2, 30, 8)
     with record(tmp_path), pytest.raises(RuntimeError, match="head_num"):
@@ -369,6 +323,38 @@ def test_tensors_without_elements_are_left_out_with_a_warning(tmp_path: pathlib.
     with record(tmp_path), pytest.warns(UserWarning, match="is not recorded"):
         torch.func.grad(total)(real)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_of_backward_passes_is_left_out_with_a_warning(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(1, 2, 30, 8, requires_grad=True)
+    dy = torch.randn(3, 1, 2, 30, 8)
+    with record(tmp_path):
+        out = npu_fusion_attention(query, query, query, 2, "BNSD")[0]
+        with pytest.warns(UserWarning, match="a backward pass .* is not recorded"):
+            (batched,) = torch.autograd.grad(
+                out, query, dy, is_grads_batched=True, retain_graph=True
+            )
+        single = [torch.autograd.grad(out, query, one, retain_graph=True)[0] for one in dy]
+    assert torch.equal(batched, torch.stack(single))
+    (call,) = replay(tmp_path).calls
+    assert call.same
+    assert {x.name.partition(":")[0] for x in call.comparisons} >= {"backward 1", "backward 3"}
+    assert not any(x.name.startswith("backward 4") for x in call.comparisons)
+
+
+def test_lengths_that_can_be_read_once_are_read_once(tmp_path: pathlib.Path) -> None:
+    query = torch.randn(8, 2, 16)
+    expected = npu_fusion_attention(
+        *(query, query, query, 2, "TND"), actual_seq_qlen=[3, 8], actual_seq_kvlen=[3, 8]
+    )
+    with record(tmp_path):
+        out = npu_fusion_attention(
+            *(query, query, query, 2, "TND"),
+            actual_seq_qlen=itertools.accumulate([3, 5]),
+            actual_seq_kvlen=(end for end in (3, 8)),
+        )
+    assert torch.equal(out[0], expected[0])
+    assert replay(tmp_path).same
 
 
 def test_the_limit_ends_recording(tmp_path: pathlib.Path) -> None:
@@ -433,7 +419,7 @@ def test_senseless_settings_are_refused(tmp_path: pathlib.Path) -> None:
         record(tmp_path, tensors="some").__enter__()
     with pytest.raises(FeatureError, match="limit must be a number"):
         record(tmp_path, limit=-1).__enter__()
-    completed = cli("info", FUSION_ATTENTION_RECORD="x", FUSION_ATTENTION_RECORD_LIMIT="many")
+    completed = command("info", FUSION_ATTENTION_RECORD="x", FUSION_ATTENTION_RECORD_LIMIT="many")
     assert "FUSION_ATTENTION_RECORD_LIMIT to be a number of calls" in completed.stderr
     assert completed.returncode == 1
 

@@ -47,11 +47,7 @@ class Recorder:
         """Saves a call that succeeded, and waits for its backward passes."""
         results = dict(zip(saved.RESULTS[call.function], _as_tuple(result), strict=True))
         if not all(map(_has_elements, call.arguments.values())):
-            warnings.warn(
-                "fusion_attention: a call on tensors without elements of their own (meta, fake, or "
-                "inside torch.func's transforms) is not recorded.",
-                stacklevel=4,
-            )
+            _warn_of_no_elements("call", stacklevel=5)
             return
         with self._lock:
             if self._limit is not None and self._count >= self._limit:
@@ -84,8 +80,11 @@ class Recorder:
 
         def save(dy: Tensor | None, found: dict[str, Tensor]) -> None:
             nonlocal passes
-            passes += 1
             named = found if dy is None else {"dy": dy, **found}
+            if not all(map(_has_elements, named.values())):
+                _warn_of_no_elements("backward pass", stacklevel=3)
+                return
+            passes += 1
             elements, values = self._describe(named)
             backward = Backward(passes, values)
             with self._clear_disk_errors():
@@ -135,8 +134,20 @@ def _has_elements(value: Any) -> bool:
     """Whether a value is no tensor, or one whose elements can be read."""
     if not isinstance(value, Tensor):
         return True
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(value)
+    functorch = torch._C._functorch
+    # The second is what is_grads_batched=True hands to a backward pass.
+    wrapped = functorch.is_functorch_wrapped_tensor(value) or functorch.is_legacy_batchedtensor(
+        value
+    )
     return not (value.is_meta or wrapped or isinstance(value, FakeTensor))
+
+
+def _warn_of_no_elements(what: str, stacklevel: int) -> None:
+    warnings.warn(
+        f"fusion_attention: a {what} on tensors without elements of their own (meta, fake, or "
+        "inside PyTorch's transforms) is not recorded.",
+        stacklevel=stacklevel,
+    )
 
 
 def _plain(name: str, value: Any) -> Any:
