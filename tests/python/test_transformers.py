@@ -122,6 +122,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "packed": {"position_ids": PACKED, "use_cache": False},
     "4-D mask": {"attention_mask": (torch.rand(2, 1, 18, 18) < 0.5) | torch.eye(18).bool()},
 }
+OF_HEADS = torch.randn(1, 4, 18, 18)  # one for all batches
 
 
 CASES = [(name, arguments) for name in MODELS for arguments in ARGUMENTS]
@@ -139,6 +140,13 @@ def test_logits(name: str, arguments: str, calls: Calls) -> None:
     kept = options.get("attention_mask", PADDED.new_ones(2, 18))
     if kept.dim() == 2:  # what padding computes is not looked at by anybody
         expected, actual = expected * kept[..., None], actual * kept[..., None]
+    torch.testing.assert_close(actual, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("mask", [OF_HEADS, (OF_HEADS > 0) | torch.eye(18).bool()])
+def test_a_mask_of_heads_serves_all_batches(mask: torch.Tensor) -> None:
+    reference, ours = pair("llama")
+    expected, actual = (model(IDS, attention_mask=mask).logits for model in (reference, ours))
     torch.testing.assert_close(actual, expected, **CLOSE)
 
 

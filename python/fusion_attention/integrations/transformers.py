@@ -195,7 +195,9 @@ def _seen_arguments(seen: Seen, query: Tensor, key: Tensor) -> dict[str, Any]:
 
 def _split(mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor | None]:
     """Splits a caller's 4-D mask into what it hides, in the operator's form, and what it adds."""
-    shape = (*mask.shape[:2], query.shape[2], mask.shape[3])
+    # The operator broadcasts heads, and batch and heads together; not the batch alone.
+    batch = mask.shape[0] if mask.shape[1] == 1 else query.shape[0]
+    shape = (batch, mask.shape[1], query.shape[2], mask.shape[3])
     if mask.dtype == torch.bool:
         return mask.logical_not().expand(shape), None
     hidden = mask <= torch.finfo(mask.dtype).min
