@@ -46,7 +46,7 @@ def try_the_command_line() -> None:
     assert "9 x 9" in done.stdout, done.stdout
     done = command(*call, "--picture", "mask.png")
     assert done.returncode == 1
-    assert "fusion_attention[pictures]" in done.stderr
+    assert "pip install matplotlib" in done.stderr
     assert "Traceback" not in done.stderr
 
 

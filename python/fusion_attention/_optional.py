@@ -42,7 +42,7 @@ def load(module: str) -> ModuleType:
         'safetensors.torch'
     """
     package = module.partition(".")[0]
-    feature, extra = PACKAGES[package]
+    feature = PACKAGES[package].feature
     try:
         importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -50,6 +50,6 @@ def load(module: str) -> ModuleType:
             raise
         raise FeatureError(
             f"fusion_attention: {feature} need the package {package}, which is not installed. "
-            f"Install it with `pip install fusion_attention[{extra}]`."
+            f"Install it with `pip install {package}`."
         ) from None
     return importlib.import_module(module)

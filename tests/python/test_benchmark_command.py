@@ -84,7 +84,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_timed(
     assert "there is no folder" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert cli.main([*TINY, "--plot", str(tmp_path / "a.png")]) == 1
-    assert "pip install fusion_attention[pictures]" in capsys.readouterr().err
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 def test_what_the_operator_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,3 +306,10 @@ def test_another_target_is_named_as_the_cause(tmp_path: pathlib.Path) -> None:
         cause = f"recorded with SIMD target {best}, made again with {last}: last bits may differ"
         assert (cause in completed.stdout) == other
         assert (f"FUSION_ATTENTION_TARGET={best} makes it again" in completed.stdout) == other
+
+
+def test_an_element_that_should_be_zero_is_infinitely_far() -> None:
+    ours, theirs = torch.ones(2), torch.zeros(2)
+    found = compare.difference(ours, theirs, ours != theirs, "")
+    assert found.max_rel == float("inf")
+    assert "relative inf" in str(found)

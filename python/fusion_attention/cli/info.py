@@ -135,7 +135,7 @@ def render(found: dict[str, Any]) -> str:
             package["version"] or "(missing)",
             package["feature"]
             if package["version"]
-            else f"{package['feature']}: pip install fusion_attention[{package['extra']}]",
+            else f"{package['feature']}: pip install {name}",
         )
         for name, package in found["optional_packages"].items()
     ]

@@ -86,7 +86,7 @@ def difference(ours: Tensor, theirs: Tensor, apart: Tensor, picture: str) -> Dif
         count=int(apart.sum()),
         total=apart.numel(),
         max_abs=absolute.max().item(),
-        max_rel=relative.nan_to_num(nan=math.inf).max().item(),
+        max_rel=relative.nan_to_num(nan=math.inf, posinf=math.inf).max().item(),
         picture=picture,
     )
 
