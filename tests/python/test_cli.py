@@ -145,7 +145,7 @@ def test_every_variable_that_is_read_is_listed() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(FeatureError, match="need the package matplotlib.*pip install matplotlib"):
+    with pytest.raises(FeatureError, match=r"need the package matplotlib.*pip install matplotlib"):
         _optional.load("matplotlib.figure")
 
 
