@@ -27,19 +27,22 @@ class Observer(Protocol):
 
 
 _observers: tuple[Observer, ...] = ()
+_changing = threading.Lock()
 _thread = threading.local()  # .inside: a function of the family that calls another is one call
 
 
 def add(observer: Observer) -> None:
     """Shows every later call to `observer`."""
     global _observers
-    _observers = (*_observers, observer)
+    with _changing:
+        _observers = (*_observers, observer)
 
 
 def remove(observer: Observer) -> None:
     """Shows no more calls to `observer`."""
     global _observers
-    _observers = tuple(other for other in _observers if other is not observer)
+    with _changing:
+        _observers = tuple(other for other in _observers if other is not observer)
 
 
 def observed(function: Function) -> Function:

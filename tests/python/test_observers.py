@@ -1,5 +1,7 @@
 """Observers of calls: each sees whole calls, and a call that raises leaves nothing behind."""
 
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -42,6 +44,26 @@ def test_an_observer_sees_all_of_a_call_or_nothing_of_it() -> None:
     finally:
         _observers.remove(early)
         _observers.remove(late)
+
+
+def test_observers_of_many_threads_come_and_go() -> None:
+    def come_and_go() -> None:
+        for _ in range(20_000):
+            mine: Any = object()
+            _observers.add(mine)
+            _observers.remove(mine)
+
+    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
+    assert _observers._observers == ()
 
 
 def test_a_call_that_raises_does_not_hide_the_next_one() -> None:
