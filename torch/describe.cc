@@ -2,6 +2,7 @@
 // here decides anything.
 #include "torch/describe.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <string>

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from fusion_attention._call import bind
 from fusion_attention.cli import main
+from fusion_attention.convert._refusal import ConversionError
+from fusion_attention.convert.printing import program_of_call
 from fusion_attention.convert.table import as_markdown, as_text
 
 PORTING = Path(__file__).resolve().parents[2] / "docs" / "porting.md"
@@ -83,6 +86,18 @@ def test_refusals_are_one_line(arguments: str, capsys: pytest.CaptureFixture[str
     error = capsys.readouterr().err
     assert REFUSED[arguments] in error
     assert error.count("\n") == 1
+
+
+def test_a_full_mask_of_the_compressed_ones_size_is_printed_as_it_is() -> None:
+    query = torch.empty(1, 1, 2048, 8, device="meta")
+    window = torch.ones(2048, 2048, dtype=torch.bool).tril(-1)
+    call = bind(
+        "npu_fusion_attention", query, query, query, 1, "BNSD", atten_mask=window, sparse_mode=1
+    )
+    assert "torch.ones(2048, 2048, dtype=torch.bool).tril(-1)" in program_of_call(call)
+    call.arguments["atten_mask"] = window | (torch.arange(2048) % 3 == 0)
+    with pytest.raises(ConversionError, match="this mask as text"):
+        program_of_call(call)
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,11 @@ BUGS: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         "L14", "risk", "head_num=64 and scale=64**-0.5, but D=4",
         call("BSH", head_num=64), call("BSH"),
     ),
+    (
+        "L14", "risk", "layout SBH with B=1024 and Sq=2",
+        call("SBH", query=meta(2, 1024, 256), key=meta(2, 1024, 256), value=meta(2, 1024, 256)),
+        call("BSH", query=meta(2, 1024, 256), key=meta(2, 1024, 256), value=meta(2, 1024, 256)),
+    ),
     ("L15", "risk", "'tnd'", packed([64], [64], input_layout="tnd"), packed([64], [64])),
     (
         "L16", "advice", "sparse_mode=3",

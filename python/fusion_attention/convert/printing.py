@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fusion_attention._call import Call, signature
-from fusion_attention._masks import UNLIMITED, Structure, recognise
+from fusion_attention._masks import UNLIMITED, Structure, causal_mask, prefix_mask, recognise
 from fusion_attention.convert._refusal import refuse
 
 _IMPORTS = {
@@ -85,9 +85,9 @@ def _is(value: Any, default: Any) -> bool:
 def _expression(name: str, tensor: Tensor) -> str:
     """Returns Python that makes the tensor."""
     if tensor.dtype == torch.bool:
-        if tensor.shape == (2048, 2048) and name == "atten_mask":
+        if name == "atten_mask" and torch.equal(tensor, causal_mask()):
             return "torch.ones(2048, 2048, dtype=torch.bool).triu(1)"
-        if tensor.shape == (3072, 2048):
+        if name == "atten_mask" and torch.equal(tensor, prefix_mask()):
             return (
                 "torch.cat([torch.ones(2048, 2048, dtype=torch.bool).triu(1), "
                 "torch.arange(2048).expand(1024, 2048) >= 1024])"

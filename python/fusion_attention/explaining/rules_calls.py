@@ -118,21 +118,17 @@ def heads_and_layout(case: Case) -> Iterator[Finding]:
                 f"It is read as {call.layout}: nothing can tell if that is meant.",
                 "Check that the axis of tokens is where input_layout says.",
             )
-    elif call.layout == "BSH" and sizes["B"] > sizes["Sq"] > 1 and sizes["B"] >= 128:
+    elif call.layout in ("BSH", "SBH") and sizes["B"] > sizes["Sq"] > 1 and sizes["B"] >= 128:
+        other, axes, first = {
+            "BSH": ("SBH", "[S, B, H], Megatron's order", "holds tokens"),
+            "SBH": ("BSH", "[B, S, H]", "is the batch"),
+        }[call.layout]
         yield Finding(
             "L14",
             "risk",
-            f"layout BSH with B={sizes['B']} and Sq={sizes['Sq']}",
-            "It looks like [S, B, H], Megatron's order: attention would run over the batch.",
-            "Pass input_layout='SBH' if the first axis holds tokens.",
-        )
-    elif call.layout == "SBH" and sizes["B"] > sizes["Sq"] > 1 and sizes["B"] >= 128:
-        yield Finding(
-            "L14",
-            "risk",
-            f"layout SBH with Sq={sizes['Sq']} and B={sizes['B']}",
-            "It looks like [B, S, H]: attention would run over the batch.",
-            "Pass input_layout='BSH' if the first axis is the batch.",
+            f"layout {call.layout} with B={sizes['B']} and Sq={sizes['Sq']}",
+            f"It looks like {axes}: attention would run over the batch.",
+            f"Pass input_layout='{other}' if the first axis {first}.",
         )
 
 
