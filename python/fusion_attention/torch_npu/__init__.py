@@ -18,7 +18,8 @@ What differs from the device:
   each process of a launcher, or FUSION_ATTENTION_NPU_COUNT.
 - Autocast and GradScaler are the CPU's, "hccl" is Gloo, a DeviceMesh of npu is one of cpu, streams
   are always done, events measure time, memory figures are the process's.
-- Everything else of torch_npu raises an AttributeError that names what is here.
+- Storage formats are accepted, and all tensors stay in ND.
+- Everything else of torch_npu raises an AttributeError, or a ModuleNotFoundError, that says so.
 
 >>> import fusion_attention.torch_npu
 >>> import torch, torch_npu
@@ -35,7 +36,7 @@ import torch
 
 import fusion_attention
 from fusion_attention._errors import FeatureError
-from fusion_attention.torch_npu import _family, _import
+from fusion_attention.torch_npu import _family, _format, _import
 from fusion_attention.torch_npu._absent import absent
 
 #: Programs read the release of PyTorch from it, as from the vendor's.
@@ -44,6 +45,7 @@ __version__ = (
 )
 
 _SUBMODULES = ("contrib", "npu", "testing")
+_FORMATS = ("Format", "get_npu_format", "npu_format_cast", "npu_format_cast_")
 _vendor = _import.vendor_is_installed()
 _library: torch.library.Library | None = None
 
@@ -111,7 +113,15 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("torch_npu"), name)
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    raise absent("torch_npu", name, (*_family.NAMES, *_SUBMODULES))
+    if name in _FORMATS:
+        return getattr(_format, name)
+    raise absent("torch_npu", name, __dir__())
+
+
+def __dir__() -> list[str]:
+    if _vendor:
+        return dir(importlib.import_module("torch_npu"))
+    return sorted({*_family.NAMES, *_SUBMODULES, *_FORMATS, "__version__", "install"})
 
 
 install()

@@ -11,9 +11,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fusion_attention.torch_npu._wrap import wrap
-
-#: What the device is called in traced programs; transfer_to_npu adds "cuda".
-NAMES = {"npu"}
+from fusion_attention.torch_npu.npu.utils import NAMES
 
 
 def install() -> None:

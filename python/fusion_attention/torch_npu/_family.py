@@ -136,6 +136,9 @@ class _Operators(torch._ops._OpNamespace):
         except AttributeError:
             raise absent("torch.ops.npu", name, NAMES) from None
 
+    def __dir__(self) -> list[str]:
+        return list(NAMES)
+
 
 def _first(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     """Returns the function with its first results alone."""

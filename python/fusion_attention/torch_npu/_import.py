@@ -10,10 +10,13 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
+
+from fusion_attention.torch_npu._absent import sentence
 
 _STAND_IN = __package__
 #: Names that programs import -> what they get. torch.npu is the device module.
@@ -41,6 +44,7 @@ def install() -> None:
     """Makes the imports of this process find the stand-in."""
     sys.modules["torch_npu"] = sys.modules[_STAND_IN]
     sys.meta_path.insert(0, _Finder())
+    sys.meta_path.append(_Absent())
 
 
 def install_for_children() -> None:
@@ -62,11 +66,8 @@ class _Finder(importlib.metadata.DistributionFinder):
         for alias, real in _ALIASES.items():
             if fullname.startswith(f"{alias}."):
                 name = real + fullname.removeprefix(alias)
-                try:
-                    found = importlib.util.find_spec(name)
-                except ModuleNotFoundError:
-                    return None
-                return found and importlib.machinery.ModuleSpec(fullname, _Loader(name))
+                if importlib.util.find_spec(name):
+                    return importlib.machinery.ModuleSpec(fullname, _Loader(name))
         return None
 
     def find_distributions(
@@ -76,6 +77,26 @@ class _Finder(importlib.metadata.DistributionFinder):
         if context is None or context.name not in ("torch_npu", "torch-npu"):
             return []
         return [_Distribution()]
+
+
+class _Absent(importlib.abc.MetaPathFinder):
+    """Asked last, says of the vendor's modules that are not here what is."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        """Returns None, or raises the error.
+
+        Without its attribute `name`, for with it `from torch_npu import x` ignores the error and
+        says of x no more than that it cannot be imported.
+        """
+        if not fullname.startswith(f"{_STAND_IN}."):
+            return
+        package, _, name = fullname.rpartition(".")
+        has = dir(sys.modules[package])
+        modules = [found.name for found in pkgutil.iter_modules(path)]
+        package = package.replace(_STAND_IN, "torch_npu", 1)
+        raise ModuleNotFoundError(sentence(package, name, has, modules))
 
 
 class _Distribution(importlib.metadata.Distribution):

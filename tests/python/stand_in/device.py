@@ -228,6 +228,24 @@ def test_scripts_may_make_tensors() -> None:
     assert torch.jit.script(made)(torch.ones(3)).tolist() == [4, 4, 4]
 
 
+def test_derivatives_forward_and_of_second_order() -> None:
+    # PyTorch scripts the formulas of some operators when the first derivative is asked for.
+    def loss(x: Tensor) -> Tensor:
+        return torch.log_softmax(x**3, -1).square().sum()
+
+    x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64, device="npu")
+    gradient = torch.func.grad(loss)(x)
+    value, directional = torch.func.jvp(loss, (x,), (torch.ones_like(x),))
+    assert torch.allclose(value, loss(x))
+    assert torch.allclose(directional, gradient.sum())
+    hessian = torch.func.hessian(loss)(x)
+    assert torch.allclose(hessian, hessian.T)
+    with torch.autograd.forward_ad.dual_level():
+        dual = loss(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        assert torch.allclose(torch.autograd.forward_ad.unpack_dual(dual).tangent, directional)
+    assert torch.autograd.gradcheck(loss, (x.requires_grad_(),), check_forward_ad=True)
+
+
 def test_data_parallel_is_its_module() -> None:
     for module in (torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).npu()):
         for parallel in (
@@ -250,6 +268,13 @@ def test_autocast_is_the_cpus() -> None:
         assert torch_npu.npu_fusion_attention(query, query, query, 2, "BNSD")[0].dtype == (
             torch.bfloat16
         )
+
+    @torch.npu.amp.custom_fwd(cast_inputs=torch.float32)
+    def product_of(a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
+
+    with torch.npu.amp.autocast():
+        assert product_of(a.half(), b.half()).dtype == torch.float32
 
     @torch.npu.amp.autocast()
     def product() -> Tensor:

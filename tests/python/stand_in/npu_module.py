@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import re
 import time
 
 import pytest
@@ -74,6 +75,7 @@ def test_states_are_the_cpus() -> None:
     torch.npu.set_rng_state(state)
     assert torch.equal(torch.rand(3), first)
     torch.npu.set_rng_state_all(torch.npu.get_rng_state_all())
+    assert torch_npu.npu.default_generators == (torch.default_generator,)
     with torch.random.fork_rng(devices=[0], device_type="npu"):
         second = torch.rand(3)
     assert torch.equal(torch.rand(3), second)
@@ -126,6 +128,7 @@ def test_streams_are_entered_and_left() -> None:
     event.wait()
     side.synchronize()
     assert side.query()
+    assert side.npu_stream == default.npu_stream == 0
 
 
 def test_memory_is_the_process_s() -> None:
@@ -161,23 +164,85 @@ def test_switches_are_remembered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "name", "has"),
+    ("where", "name", "close"),
     [
-        (torch_npu, "npu_rms_norm", "npu_fusion_attention_v3"),
-        (torch_npu.npu, "NPUGraph", "get_device_name"),
-        (torch.ops.npu, "npu_rms_norm", "npu_ring_attention_update"),
+        (torch_npu, "npu_fusion_atention_v3", "npu_fusion_attention_v3"),
+        (torch_npu.npu, "get_device_nam", "get_device_name"),
+        (torch.ops.npu, "npu_ring_attention", "npu_ring_attention_update"),
     ],
     ids=["torch_npu", "torch_npu.npu", "torch.ops.npu"],
 )
-def test_what_is_not_there_is_said_with_what_is(where: object, name: str, has: str) -> None:
+def test_what_is_not_there_is_said_with_what_is_close(where: object, name: str, close: str) -> None:
     assert not hasattr(where, name)
+    assert close in dir(where)
     with pytest.raises(AttributeError) as raised:
         getattr(where, name)
-    assert f"has no '{name}' here" in str(raised.value)
-    assert has in str(raised.value)
+    text = str(raised.value)
+    assert f"has no '{name}' here" in text
+    assert re.search(rf"Close to it: ([a-z_0-9]+, )*{close}[.,]", text)
+    assert re.search(r"\. dir\(\S+\) and docs/porting.md say what it has\.$", text)
+    assert len(text) < 400
+    with pytest.raises(AttributeError) as raised:
+        _ = where.no_such_thing  # type: ignore[attr-defined]
+    assert "Close" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("program", "absent", "modules"),
+    [
+        ("from torch_npu.optim import NpuFusedAdamW", "torch_npu has no 'optim'", "contrib, npu,"),
+        ("from torch_npu import optim", "torch_npu has no 'optim'", "contrib, npu,"),
+        ("import torch_npu.utils.collect_env", "torch_npu has no 'utils'", "contrib, npu,"),
+        ("import torch_npu.contrib.module", "torch_npu.contrib has no 'module'", "transfer_to_npu"),
+        ("import torch.npu.graphs", "torch_npu.npu has no 'graphs'", "amp, memory, random,"),
+        ("import fusion_attention.torch_npu.testing.decorator", "torch_npu.testing has no", "comm"),
+    ],
+)
+def test_a_module_that_is_not_there_is_said_so(program: str, absent: str, modules: str) -> None:
+    with pytest.raises(ModuleNotFoundError) as raised:
+        exec(program)
+    assert f"{absent}" in str(raised.value)
+    assert f"Its modules are {modules}" in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_the_other_modules_are_found_by_the_vendors_names() -> None:
+    from torch_npu.npu import memory, random, streams, utils
+
+    assert memory.memory_allocated is torch.npu.memory_allocated
+    assert random.manual_seed is torch.npu.manual_seed
+    assert streams.Stream is torch.npu.Stream
+    assert utils.set_device is torch.npu.set_device
+    assert not utils.npu_check_overflow(torch.ones(3))
+    assert utils.npu_check_overflow(torch.tensor([1.0, float("inf")], device="npu"))
+    assert utils.npu_check_overflow(float("nan"))
+    for function in (torch.npu.get_npu_overflow_flag, torch.npu.clear_npu_overflow_flag):
+        with pytest.raises(RuntimeError, match=r"Use torch_npu\.npu\.utils\.npu_check_overflow"):
+            function()
+
+
+def test_there_is_one_format() -> None:
+    tensor = torch.ones(3, device="npu")
+    assert torch_npu.npu_format_cast(tensor, torch_npu.Format.FRACTAL_NZ) is tensor
+    assert torch_npu.npu_format_cast_(tensor, 29) is tensor
+    assert torch_npu.get_npu_format(tensor) == torch_npu.Format.ND == 2
+    with pytest.raises(ValueError, match="999"):
+        torch_npu.npu_format_cast(tensor, 999)
+
+
+def test_marks_are_dropped() -> None:
+    torch.npu.mstx.mark("here")
+    torch.npu.mstx.range_end(torch.npu.mstx.range_start("there", torch.npu.current_stream()))
+    assert torch.npu.mstx.mstx_range("all of it")(abs)(-1) == 1
+
+
+def test_the_capability_is_the_vendors() -> None:
+    with pytest.warns(UserWarning, match="isn't implemented"):
+        assert torch.npu.get_device_capability("npu:0") is None
 
 
 def test_every_name_is_there() -> None:
     for name in torch.npu.__all__:
         assert getattr(torch.npu, name) is not None
     assert torch.npu.FloatTensor is torch.FloatTensor
+    assert torch.npu.DoubleTensor is torch.DoubleTensor

@@ -21,6 +21,41 @@ def test_importing_it_is_enough() -> None:
     assert torch.cuda.memory_allocated() > 0
 
 
+@pytest.mark.parametrize("device", [0, "cuda", "cuda:0", torch.device("cuda", 0), "npu:0"])
+def test_devices_are_asked_for_by_the_name_of_cuda(device: object) -> None:
+    torch.cuda.set_device(device)
+    torch.cuda.synchronize(device)
+    assert torch.cuda.get_device_name(device) == torch.npu.get_device_name()
+    assert torch.cuda.get_device_properties(device).name == torch.npu.get_device_name()
+    with torch.cuda.device(device):
+        assert torch.cuda.current_device() == 0
+    with pytest.warns(UserWarning, match="isn't implemented"):
+        assert torch.cuda.get_device_capability(device) is None
+    with pytest.raises(RuntimeError, match="FUSION_ATTENTION_NPU_COUNT=2"):
+        torch.cuda.set_device("cuda:1")
+
+
+def test_types_of_tensors() -> None:
+    assert torch.cuda.FloatTensor(2).shape == (2,)
+    assert torch.cuda.HalfTensor([1, 2]).dtype == torch.float16
+    host = torch.ones(2)
+    there = host.type("torch.cuda.HalfTensor")
+    assert there.dtype == torch.float16
+    assert there.cuda() is there
+    assert host.type("torch.cuda.FloatTensor") is not host
+    assert host.type() == "torch.FloatTensor"
+
+
+def test_marks_are_dropped() -> None:
+    nvtx = torch.cuda.nvtx
+    nvtx.mark("here")
+    nvtx.range_push("outer")
+    nvtx.range_pop()
+    nvtx.range_end(nvtx.range_start("across"))
+    with nvtx.range("inner {}", 3):
+        assert torch.cuda.current_stream().cuda_stream == 0
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -51,6 +86,12 @@ def test_scripts_may_make_tensors() -> None:
         return x + torch.zeros(3) + torch.arange(3) + torch.full([3], 2.0)
 
     assert torch.jit.script(made)(torch.ones(3)).tolist() == [3, 4, 5]
+
+
+def test_derivatives_of_second_order() -> None:
+    x = torch.tensor([0.5, 1.0, 2.0], device="cuda")
+    hessian = torch.func.hessian(lambda x: torch.log_softmax(x, -1).square().sum())(x)
+    assert torch.allclose(hessian, hessian.T, atol=1e-6)
 
 
 def test_blocks_and_defaults() -> None:

@@ -14,13 +14,15 @@ import torch
 from torch import distributed
 from torch.utils import _device
 
-from fusion_attention.torch_npu import _compile, npu
+from fusion_attention.torch_npu import npu
 from fusion_attention.torch_npu._wrap import script_as
+from fusion_attention.torch_npu.npu import utils
 
 # Beside the functions that make tensors, which PyTorch itself lists.
 _FUNCTIONS = ("load", "set_default_device", "get_autocast_dtype")
 _TENSOR_METHODS = (
     "to",
+    "type",
     "new_empty",
     "new_empty_strided",
     "new_full",
@@ -35,7 +37,9 @@ _CUDA_WORD = re.compile(r"(?<![^,:])(cuda|nccl)(?![^,:])")
 def _translated(value: Any) -> Any:
     """Returns what stands for the device "npu" where `value` stands for "cuda"."""
     if isinstance(value, str):
-        # A device, a backend, or "cpu:gloo,cuda:nccl".
+        # A device, a backend, or "cpu:gloo,cuda:nccl"; a type of tensors.
+        if value.startswith("torch.cuda."):
+            return value.replace("cuda", "npu", 1)
         return _CUDA_WORD.sub(lambda found: _NPU_OF_CUDA[found[0]], value)
     if isinstance(value, torch.device) and value.type == "cuda":
         return torch.device("npu", value.index)
@@ -68,17 +72,42 @@ def _install() -> None:
     for kind in (torch.autocast, torch.amp.GradScaler, _device.DeviceContext):
         _translate(kind, "__init__")
     _translate(type(torch.Generator), "__call__")
-    _compile.NAMES.add("cuda")
+    utils.NAMES.add("cuda")
     torch.Tensor.cuda = torch.Tensor.npu
     torch.nn.Module.cuda = torch.nn.Module.npu
     torch.UntypedStorage.cuda = torch.UntypedStorage.npu
-    for name in npu.__all__:
+    torch.cuda.nvtx._nvtx = _Marks  # beneath all functions of torch.cuda.nvtx
+    for name in dir(npu):
         if name != "amp":  # torch.cuda.amp is made of the classes that were changed above
             setattr(torch.cuda, name, getattr(npu, name))
     if distributed.is_available():
         _translate(distributed, "init_process_group", "new_group")
         _translate(distributed.DeviceMesh, "__init__")
         distributed.is_nccl_available = distributed.is_hccl_available
+
+
+class _Marks:
+    """The marks of NVIDIA's profiler, which does not watch this process: dropped."""
+
+    @staticmethod
+    def rangePushA(message: str) -> int:
+        return 0
+
+    @staticmethod
+    def rangePop() -> int:
+        return 0
+
+    @staticmethod
+    def rangeStartA(message: str) -> int:
+        return 0
+
+    @staticmethod
+    def rangeEnd(range_id: int) -> None:
+        pass
+
+    @staticmethod
+    def markA(message: str) -> None:
+        pass
 
 
 def _is_in(value: Any, functions: set[Any]) -> bool:

@@ -1,5 +1,6 @@
 """torch_npu.npu.amp: mixed precision. It is the CPU's autocast and PyTorch's scaler of losses."""
 
+import functools
 from typing import Any
 
 import torch
@@ -37,6 +38,10 @@ class GradScaler(torch.amp.GradScaler):
             super().update(new_scale)
         else:
             self._per_optimizer_states.clear()
+
+
+custom_fwd = functools.partial(torch.amp.custom_fwd, device_type="cpu")
+custom_bwd = functools.partial(torch.amp.custom_bwd, device_type="cpu")
 
 
 def get_amp_supported_dtype() -> list[torch.dtype]:

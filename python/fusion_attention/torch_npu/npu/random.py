@@ -1,4 +1,4 @@
-"""Random numbers of the device: they come from PyTorch's generator of the CPU.
+"""torch_npu.npu.random: random numbers. They come from PyTorch's generator of the CPU.
 
 So torch.npu.manual_seed(seed) and torch.manual_seed(seed) are the same, and dropout masks follow
 both. The device's own numbers are other ones.

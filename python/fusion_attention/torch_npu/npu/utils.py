@@ -1,18 +1,23 @@
-"""Which devices there are, what they are called, and which one is current.
+"""torch_npu.npu.utils: which devices there are, what they are called, and which one is current.
 
 There is as much of a device as programs ask for: one, or one for each process that a launcher has
 started on this machine. All of them are this machine's CPU.
 """
 
 import contextlib
+import math
 import os
 import threading
 import types
+import warnings
 from typing import Any
 
 import torch
 
 _current = threading.local()
+
+#: What the device is called; transfer_to_npu adds "cuda".
+NAMES = {"npu"}
 
 #: What torch_npu calls the devices; clients look for "Ascend910B" in it.
 _DEFAULT_NAME = "Ascend910B1"
@@ -74,6 +79,12 @@ def get_device_properties(device: int | str | torch.device | None = None) -> Any
     )
 
 
+def get_device_capability(device: int | str | torch.device | None = None) -> None:
+    """Returns None with a warning, as the vendor's does: the devices have no such numbers."""
+    _index(device)
+    warnings.warn("torch.npu.get_device_capability isn't implemented!", stacklevel=2)
+
+
 def can_device_access_peer(device: int, peer_device: int) -> bool:
     """Says True: all devices share one memory."""
     return _index(device) >= 0 and _index(peer_device) >= 0
@@ -91,6 +102,25 @@ def synchronize(device: int | str | torch.device | None = None) -> None:
 
 def ipc_collect() -> None:
     """Does nothing."""
+
+
+def npu_check_overflow(grad: float | torch.Tensor) -> bool:
+    """Says whether a number, or the sum of a tensor in float32, is infinite or NaN."""
+    total = grad if isinstance(grad, float) else float(grad.float().sum())
+    return not math.isfinite(total)
+
+
+def get_npu_overflow_flag() -> bool:
+    """Raises the RuntimeError of devices that, as the CPU, compute with infinities: no flag."""
+    raise RuntimeError(
+        "torch_npu: there is no overflow flag on an Ascend910B1 and later, nor on the CPU. "
+        "Use torch_npu.npu.utils.npu_check_overflow(grad)."
+    )
+
+
+def clear_npu_overflow_flag() -> None:
+    """Raises the RuntimeError of get_npu_overflow_flag()."""
+    get_npu_overflow_flag()
 
 
 class device(contextlib.ContextDecorator):  # noqa: N801
@@ -119,9 +149,9 @@ def _index(given: int | str | torch.device | None) -> int:
     """Returns the index of a device that exists."""
     if isinstance(given, str | torch.device):
         given = torch.device(given)
-        if given.type not in ("npu", "cpu"):
+        if given.type not in NAMES | {"cpu"}:
             raise ValueError(f"torch_npu: expected a device of type npu, but got {given}.")
-        given = given.index if given.type == "npu" else None
+        given = None if given.type == "cpu" else given.index
     index = current_device() if given is None or given < 0 else given
     if index >= device_count():
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Streams and events: there is one queue, and it is always empty, but the clock is real.
+"""torch_npu.npu.streams: one queue, and it is always empty, but the clock is real.
 
 Every call has finished when it returns. So waiting returns at once, and an event holds the time at
 which it was recorded.
@@ -54,6 +54,13 @@ class Stream(torch.Stream):
 
     def __new__(cls, device: Any = None, priority: int = 0, **kwargs: Any) -> "Stream":
         return super().__new__(cls, device="npu")
+
+    @property
+    def npu_stream(self) -> int:
+        """The queue's address where there are queues: 0, that of the default one."""
+        return 0
+
+    cuda_stream = npu_stream
 
     def query(self) -> bool:
         return True
