@@ -1,9 +1,12 @@
-"""Three scripts with a bug that many have had: what explain prints names the cause at once.
+"""Bugs that many have had: what explain prints names the cause at once.
 
-Each is what a user would have, with the call's name replaced by explain.
+Three of them are scripts as a user would have them, with the call's name replaced by explain.
 """
 
 import pytest
+import torch
+
+from fusion_attention import explain
 
 HEAD = """
 import torch
@@ -63,3 +66,19 @@ def test_first_lines_name_the_cause_and_the_cure(
     assert lines[1] == f"RUNS, BUT WRONG: {verdict}."
     assert any(mend in line for line in lines[:8])
     assert max(map(len, lines)) <= 100
+
+
+def test_a_mode_that_there_is_not_is_the_cause_itself() -> None:
+    query = torch.empty(1, 2, 8, 16, device="meta")
+    report = explain(query, query, query, 2, "BNSD", scale=0.25, sparse_mode=77)
+    assert report.verdict.startswith("REFUSED: the operator expects sparse_mode to be in [0, 6]")
+
+
+def test_a_mask_that_fits_the_other_order_of_axes_says_so() -> None:
+    query = torch.empty(64, 2, 32, device="meta")  # [S, B, H]
+    mask = torch.ones(64, 64, dtype=torch.bool).triu(1)
+    call = (query, query, query, 2)
+    (finding,) = explain(*call, "BSH", scale=0.25, atten_mask=mask).findings
+    assert finding.id == "L04"
+    assert finding.mend.startswith("Pass input_layout='SBH'")
+    assert explain(*call, "SBH", scale=0.25, atten_mask=mask, sparse_mode=1).runs

@@ -164,6 +164,11 @@ def mask_shape(case: Case) -> Iterator[Finding]:
     elif shape[:1] in ((1,), (batch,)) and shape[1:] in ((1, 1, keys), (heads, 1, keys)):
         lead = shape[:2] if shape[1] == 1 else (batch, heads)
         yield _unsuitable(shape, f"Pass atten_mask.expand{(*lead, rows, keys)}.")
+    elif shape[-2:] == (batch, batch) and call.layout in ("BSH", "SBH"):
+        other = {"BSH": "SBH", "SBH": "BSH"}[call.layout]
+        yield _unsuitable(
+            shape, f"Pass input_layout='{other}': there Sq is {batch}, as in the mask."
+        )
     else:
         yield _unsuitable(shape, f"Build it for Sq={rows} rows and Skv={keys} keys.")
 
