@@ -1,9 +1,12 @@
 """`python -m fusion_attention run`: programs that import torch_npu run as Python would run them."""
 
+import ast
 from pathlib import Path
 
+import pytest
 from programs import start
 
+LAUNCHER = "torch.distributed.run"  # torchrun
 PAGE_EXAMPLE = Path(__file__).parent / "data" / "api_page_example.py"
 ECHO = """
 import sys, torch_npu
@@ -43,6 +46,49 @@ def test_a_module_runs_as_main_with_the_working_folder_on_its_path(tmp_path: Pat
     done = start("-m", "fusion_attention", "run", "-m", "package.tool", "--lr", "1", cwd=tmp_path)
     expected = f"__main__ ['--lr', '1'] {tmp_path} {package / 'tool.py'}\n"
     assert done.stdout == expected, done.stderr
+
+
+def test_a_safe_path_stays_as_it_is(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys; print(sys.path)", encoding="utf-8")
+    done = start("-P", "-m", "fusion_attention", "run", program)
+    expected = start("-P", program)
+    *path, folder = ast.literal_eval(done.stdout)  # the last is where children find the stand-in
+    assert path == ast.literal_eval(expected.stdout), done.stderr
+    assert Path(folder).parts[-2:] == ("torch_npu", "path")
+
+
+RANK = """
+import os, torch, torch_npu
+import torch.distributed as dist
+
+rank = int(os.environ["LOCAL_RANK"])
+torch.npu.set_device(rank)
+dist.init_process_group("hccl")
+tensor = torch.full((2,), rank + 1.0, device=f"npu:{rank}")
+dist.all_reduce(tensor)
+assert tensor.tolist() == [3, 3]
+assert torch.npu.device_count() == 2
+dist.destroy_process_group()
+open(f"rank{rank}", "w").close()
+"""
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        (LAUNCHER, "-m", "fusion_attention", "run", "program.py"),
+        ("fusion_attention", "run", "-m", LAUNCHER, "program.py"),
+    ],
+    ids=["the launcher runs run", "run runs the launcher"],
+)
+def test_a_launcher_starts_ranks(launch: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(RANK, encoding="utf-8")
+    at = launch.index(LAUNCHER) + 1
+    options = ("--standalone", "--nproc_per_node=2")
+    done = start("-m", *launch[:at], *options, *launch[at:], cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert sorted(x.name for x in tmp_path.glob("rank*")) == ["rank0", "rank1"]
 
 
 def test_the_exit_status_is_the_programs(tmp_path: Path) -> None:

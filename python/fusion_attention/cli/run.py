@@ -1,8 +1,8 @@
 """`run`: runs a Python program that imports torch_npu on a machine that does not have it.
 
 It runs as `python program.py arguments...` and `python -m module arguments...` run it: its name is
-__main__, its folder comes first on the path, its exit status is passed on, and its tracebacks begin
-with it.
+__main__, its folder comes first on the path (but not under `python -P`), its exit status is passed
+on, and its tracebacks begin with it.
 """
 
 import argparse
@@ -35,12 +35,11 @@ def run(options: argparse.Namespace) -> int:
         os.environ["FUSION_ATTENTION_COMPAT"] = options.compat
     from fusion_attention import torch_npu
 
-    if options.module:
-        sys.path[0] = os.getcwd()
-    elif Path(options.program).exists():
-        sys.path[0] = str(Path(options.program).resolve().parent)
-    else:
+    if not options.module and not Path(options.program).exists():
         raise FeatureError(f"there is no file {options.program}.")
+    if not sys.flags.safe_path:  # python -P and -I put no folder of a program's on the path
+        folder = Path.cwd() if options.module else Path(options.program).resolve().parent
+        sys.path[0] = str(folder)
     torch_npu.install_for_children()
     sys.argv = [options.program, *options.arguments]
     try:

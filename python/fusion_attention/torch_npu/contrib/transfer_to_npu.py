@@ -90,23 +90,23 @@ class _Marks:
     """The marks of NVIDIA's profiler, which does not watch this process: dropped."""
 
     @staticmethod
-    def rangePushA(message: str) -> int:
+    def rangePushA(message: str) -> int:  # noqa: N802
         return 0
 
     @staticmethod
-    def rangePop() -> int:
+    def rangePop() -> int:  # noqa: N802
         return 0
 
     @staticmethod
-    def rangeStartA(message: str) -> int:
+    def rangeStartA(message: str) -> int:  # noqa: N802
         return 0
 
     @staticmethod
-    def rangeEnd(range_id: int) -> None:
+    def rangeEnd(range_id: int) -> None:  # noqa: N802
         pass
 
     @staticmethod
-    def markA(message: str) -> None:
+    def markA(message: str) -> None:  # noqa: N802
         pass
 
 

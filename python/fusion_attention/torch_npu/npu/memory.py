@@ -1,4 +1,4 @@
-"""torch_npu.npu.memory: figures. They are those of this process, for its tensors live in its memory.
+"""torch_npu.npu.memory: the figures of this process, for its tensors live in its memory.
 
 "allocated" and "reserved" are what the process holds, resident, with all that is no tensor; "max"
 is the highest that this was since the last reset. Where the system has no /proc they are 0.
