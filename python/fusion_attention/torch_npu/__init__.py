@@ -18,6 +18,7 @@ What differs from the device:
   each process of a launcher, or FUSION_ATTENTION_NPU_COUNT.
 - Autocast and GradScaler are the CPU's, "hccl" is Gloo, a DeviceMesh of npu is one of cpu, streams
   are always done, events measure time, memory figures are the process's.
+- torch_npu.profiler is torch.profiler of the CPU.
 - Storage formats are accepted, and all tensors stay in ND.
 - Everything else of torch_npu raises an AttributeError, or a ModuleNotFoundError, that says so.
 
@@ -44,7 +45,7 @@ __version__ = (
     f"{torch.__version__.partition('+')[0]}+fusion.attention.{fusion_attention.__version__}"
 )
 
-_SUBMODULES = ("contrib", "npu", "testing")
+_SUBMODULES = ("contrib", "npu", "profiler", "testing")
 _FORMATS = ("Format", "get_npu_format", "npu_format_cast", "npu_format_cast_")
 _vendor = _import.vendor_is_installed()
 _library: torch.library.Library | None = None

@@ -62,7 +62,7 @@ def install(module: ModuleType) -> None:
     parallel.__init__ = wrap(parallel.__init__, _parallel_on_cpu)
     # DataParallel without devices calls its module; the package's name for its file is a function.
     sys.modules["torch.nn.parallel.data_parallel"]._get_available_device_type = lambda: None
-    for name in ("device_count", "synchronize", "empty_cache"):
+    for name in ("synchronize", "empty_cache"):
         setattr(torch.accelerator, name, _forwarding(getattr(module, name)))
 
 

@@ -190,9 +190,17 @@ def test_what_is_not_there_is_said_with_what_is_close(where: object, name: str, 
 @pytest.mark.parametrize(
     ("program", "absent", "modules"),
     [
-        ("from torch_npu.optim import NpuFusedAdamW", "torch_npu has no 'optim'", "contrib, npu,"),
-        ("from torch_npu import optim", "torch_npu has no 'optim'", "contrib, npu,"),
-        ("import torch_npu.utils.collect_env", "torch_npu has no 'utils'", "contrib, npu,"),
+        (
+            "from torch_npu.optim import NpuFusedAdamW",
+            "torch_npu has no 'optim'",
+            "contrib, npu, profiler,",
+        ),
+        ("from torch_npu import optim", "torch_npu has no 'optim'", "contrib, npu, profiler,"),
+        (
+            "import torch_npu.utils.collect_env",
+            "torch_npu has no 'utils'",
+            "contrib, npu, profiler,",
+        ),
         ("import torch_npu.contrib.module", "torch_npu.contrib has no 'module'", "transfer_to_npu"),
         ("import torch.npu.graphs", "torch_npu.npu has no 'graphs'", "amp, memory, random,"),
         ("import fusion_attention.torch_npu.testing.decorator", "torch_npu.testing has no", "comm"),
