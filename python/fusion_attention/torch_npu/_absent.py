@@ -12,14 +12,14 @@ def sentence(name: str, attribute: str, has: Iterable[str], modules: Iterable[st
     """Returns what the error says; the modules of a package are so few that all are named.
 
     Example:
-        >>> sentence("torch_npu.npu", "Strem", ["Event", "Stream"])[-78:]
-        "Close to it: Stream. dir(torch_npu.npu) and docs/porting.md say what it has."
+        >>> sentence("torch_npu.npu", "Strem", ["Event", "Stream"])[-76:]
+        'Close to it: Stream. dir(torch_npu.npu) and docs/porting.md say what it has.'
     """
     import difflib  # here, for most programs never ask
 
     close = difflib.get_close_matches(attribute, {*has, *modules}, n=3)
     hint = f"Close to it: {', '.join(close)}. " if close else ""
-    public = sorted(x for x in modules if x[0] != "_" and x != "path")
+    public = sorted(x for x in modules if x[0] != "_")
     if public:
         hint += f"Its modules are {', '.join(public)}. "
     return (
