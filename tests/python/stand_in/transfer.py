@@ -149,6 +149,15 @@ def test_streams_and_events() -> None:
     assert start.elapsed_time(end) >= 0
 
 
+@pytest.mark.parametrize("names", [None, ["CPU", "CUDA"], ["CUDA"]])
+def test_profiles_are_the_cpus(names: list[str] | None, capfd: pytest.CaptureFixture[str]) -> None:
+    activities = names and [getattr(torch.profiler.ProfilerActivity, name) for name in names]
+    with torch.profiler.profile(activities=activities) as profile:
+        torch.ones(3, device="cuda").sum()
+    assert "aten::sum" in [average.key for average in profile.key_averages()]
+    assert "CUDA" not in capfd.readouterr().err
+
+
 def test_compiled_code_may_say_cuda() -> None:
     def step(x: Tensor) -> Tensor:
         y = x.cuda() + torch.zeros(3, device="cuda") + x.to("cuda:0")

@@ -2,7 +2,7 @@
 
 "cuda" becomes "npu" in what PyTorch's functions are given, torch.cuda.* becomes torch.npu.*,
 .cuda() becomes .npu(), and the backend "nccl" becomes "hccl". Like the vendor's it changes the
-process for good; unlike the vendor's it leaves torch.jit and the profiler alone.
+process for good; unlike the vendor's it leaves torch.jit alone.
 """
 
 import functools
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import distributed, profiler
 from torch.utils import _device
 
 from fusion_attention.torch_npu import npu
-from fusion_attention.torch_npu._wrap import script_as
+from fusion_attention.torch_npu._wrap import script_as, wrap
 from fusion_attention.torch_npu.npu import utils
 
 # Beside the functions that make tensors, which PyTorch itself lists.
@@ -76,6 +76,7 @@ def _install() -> None:
     torch.Tensor.cuda = torch.Tensor.npu
     torch.nn.Module.cuda = torch.nn.Module.npu
     torch.UntypedStorage.cuda = torch.UntypedStorage.npu
+    profiler.profile.__init__ = wrap(profiler.profile.__init__, _profile_the_cpu)
     torch.cuda.nvtx._nvtx = _Marks  # beneath all functions of torch.cuda.nvtx
     for name in dir(npu):
         if name != "amp":  # torch.cuda.amp is made of the classes that were changed above
@@ -84,6 +85,13 @@ def _install() -> None:
         _translate(distributed, "init_process_group", "new_group")
         _translate(distributed.DeviceMesh, "__init__")
         distributed.is_nccl_available = distributed.is_hccl_available
+
+
+def _profile_the_cpu(
+    original: Callable[..., None], profile: profiler.profile, *, activities: Any = None, **rest: Any
+) -> None:
+    """Drops CUDA, which PyTorch's profiler fails to record, with a warning for every operator."""
+    original(profile, activities=[profiler.ProfilerActivity.CPU], **rest)
 
 
 class _Marks:
