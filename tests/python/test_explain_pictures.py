@@ -96,6 +96,13 @@ def test_heads_that_differ_have_a_panel_each(tmp_path: Path) -> None:
     assert "batch 0, head 3" in (tmp_path / "mask.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("ends", [[3, 5], [300, 550, 900]], ids=["one panel", "an overview"])
+def test_packed_sequences_are_all_shown(ends: list[int]) -> None:
+    text = explain(**packed(ends, ends, atten_mask=CAUSAL, sparse_mode=3)).text()
+    assert "packed sequences" in text or "all 3 sequences" in text
+    assert "may differ" not in text
+
+
 def test_expanded_masks_are_looked_at_once() -> None:
     mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
     report = explain(**call(q=6, kv=6, atten_mask=mask.expand(2, 4, 6, 6), sparse_mode=1))

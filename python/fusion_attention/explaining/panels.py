@@ -133,6 +133,12 @@ def panels_of(facts: Facts, visible: Visible, limit: int, cells: int) -> list[Pa
     return panels
 
 
+def show_all(facts: Facts, visible: Visible, panels: list[Panel]) -> bool:
+    """Says whether every score matrix that may differ from the others is in one of the panels."""
+    packed = len(panels[0].frames) > 1 or _has_overview(facts)
+    return packed or visible.distinct <= len(panels)
+
+
 def _has_overview(facts: Facts) -> bool:
     return facts.packed and len(facts.spans) > 1 and facts.mask != "dense"
 

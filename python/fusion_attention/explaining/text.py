@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fusion_attention.explaining import blocks, words
 from fusion_attention.explaining.facts import Facts, Span
-from fusion_attention.explaining.panels import panels_of
+from fusion_attention.explaining.panels import panels_of, show_all
 from fusion_attention.explaining.visible import Visible
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _mask(facts: Facts, visible: Visible, width: int, charset: str) -> list[str]
     panels = panels_of(facts, visible, _MATRICES, _CELLS)
     if panels:
         lines += ["", *blocks.beside(panels, width - 2, charset), ""]
-        if visible.distinct > len(panels):
+        if not show_all(facts, visible, panels):
             lines.append(f"{visible.distinct:,} score matrices may differ; these are some of them")
         lines.append(blocks.legend(panels, charset))
     return lines
