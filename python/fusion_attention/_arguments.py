@@ -15,6 +15,9 @@ from torch import Tensor
 #: integer tensor.
 Integers: TypeAlias = Sequence[int] | Tensor | None
 
+#: The default of pre_tockens and next_tockens: no bound on that side.
+UNLIMITED = 2147483647
+
 
 class Arguments(NamedTuple):
     """The operators' common arguments, in the order of their schemas."""

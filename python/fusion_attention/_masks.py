@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNLIMITED = 2147483647
+from fusion_attention._arguments import UNLIMITED
+
 _MOST_PREFIXES = 32  # the operator's own limit
 
 

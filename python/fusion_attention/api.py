@@ -6,10 +6,8 @@ What they share with the other functions of the family is in _entry.py.
 from torch import Tensor
 
 from fusion_attention import _entry, _vendor
-from fusion_attention._arguments import Integers
+from fusion_attention._arguments import UNLIMITED, Integers
 from fusion_attention._observers import observed
-
-_UNLIMITED = 2147483647
 
 
 @observed
@@ -24,8 +22,8 @@ def npu_fusion_attention(
     atten_mask: Tensor | None = None,
     scale: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tockens: int = _UNLIMITED,
-    next_tockens: int = _UNLIMITED,
+    pre_tockens: int = UNLIMITED,
+    next_tockens: int = UNLIMITED,
     inner_precise: int = 0,
     prefix: Integers = None,
     actual_seq_qlen: Integers = None,
@@ -142,8 +140,8 @@ def npu_fusion_attention_grad(
     attention_in: Tensor | None = None,
     scale_value: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tockens: int = _UNLIMITED,
-    next_tockens: int = _UNLIMITED,
+    pre_tockens: int = UNLIMITED,
+    next_tockens: int = UNLIMITED,
     inner_precise: int = 0,
     seed: int = 0,
     offset: int = 0,

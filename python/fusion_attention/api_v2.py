@@ -7,10 +7,8 @@ from torch import Tensor
 
 from fusion_attention import _arguments as arg
 from fusion_attention import _entry, _vendor
-from fusion_attention._arguments import Arguments, Integers
+from fusion_attention._arguments import UNLIMITED, Arguments, Integers
 from fusion_attention._observers import observed
-
-_UNLIMITED = 2147483647
 
 
 @observed
@@ -28,8 +26,8 @@ def npu_fusion_attention_v2(
     key_rope: Tensor | None = None,
     scale: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tokens: int = _UNLIMITED,
-    next_tokens: int = _UNLIMITED,
+    pre_tokens: int = UNLIMITED,
+    next_tokens: int = UNLIMITED,
     inner_precise: int = 0,
     prefix: Integers = None,
     actual_seq_qlen: Integers = None,
@@ -163,8 +161,8 @@ def npu_fusion_attention_grad_v2(
     key_rope: Tensor | None = None,
     scale_value: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tokens: int = _UNLIMITED,
-    next_tokens: int = _UNLIMITED,
+    pre_tokens: int = UNLIMITED,
+    next_tokens: int = UNLIMITED,
     inner_precise: int = 0,
     seed: int = 0,
     offset: int = 0,

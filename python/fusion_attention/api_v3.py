@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from fusion_attention import _autograd, _entry, _random, _vendor
-from fusion_attention._arguments import Integers
+from fusion_attention._arguments import UNLIMITED, Integers
 from fusion_attention._observers import observed
-
-_UNLIMITED = 2147483647
 
 
 @observed
@@ -25,8 +23,8 @@ def npu_fusion_attention_v3(
     atten_mask: Tensor | None = None,
     scale: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tockens: int = _UNLIMITED,
-    next_tockens: int = _UNLIMITED,
+    pre_tockens: int = UNLIMITED,
+    next_tockens: int = UNLIMITED,
     inner_precise: int = 0,
     prefix: Integers = None,
     actual_seq_qlen: Integers = None,
@@ -134,8 +132,8 @@ def npu_fusion_attention_grad_v3(
     attention_in: Tensor | None = None,
     scale_value: float = 1.0,
     keep_prob: float = 1.0,
-    pre_tockens: int = _UNLIMITED,
-    next_tockens: int = _UNLIMITED,
+    pre_tockens: int = UNLIMITED,
+    next_tockens: int = UNLIMITED,
     inner_precise: int = 0,
     seed: Tensor | int | None = None,
     offset: Tensor | int | None = None,

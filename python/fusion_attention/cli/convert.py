@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fusion_attention import convert
+from fusion_attention._arguments import UNLIMITED
 from fusion_attention._call import Call, bind
 from fusion_attention._errors import FeatureError
-from fusion_attention._masks import UNLIMITED, causal_mask, prefix_mask
+from fusion_attention._masks import causal_mask, prefix_mask
 from fusion_attention.convert.printing import program_of_arguments, program_of_call
 from fusion_attention.convert.table import as_text
 

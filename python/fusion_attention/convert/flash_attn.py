@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion_attention._arguments import UNLIMITED
 from fusion_attention._call import Call
-from fusion_attention._masks import UNLIMITED, Structure
+from fusion_attention._masks import Structure
 from fusion_attention.convert._reading import read
 from fusion_attention.convert._refusal import refuse, refuse_invalid
 from fusion_attention.convert._source import as_dtype, default_scale, keep_prob_of, make_call

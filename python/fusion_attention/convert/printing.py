@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusion_attention._arguments import UNLIMITED
 from fusion_attention._call import Call, signature
-from fusion_attention._masks import UNLIMITED, Structure, causal_mask, prefix_mask, recognise
+from fusion_attention._masks import Structure, causal_mask, prefix_mask, recognise
 from fusion_attention.convert._refusal import refuse
 
 _IMPORTS = {

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fusion_attention._masks import UNLIMITED, causal_mask, prefix_mask
+from fusion_attention._arguments import UNLIMITED
+from fusion_attention._masks import causal_mask, prefix_mask
 from fusion_attention.explaining.facts import Facts
 from fusion_attention.explaining.findings import Case, Finding
 from fusion_attention.explaining.patterns import Pattern

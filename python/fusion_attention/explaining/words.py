@@ -2,7 +2,7 @@
 
 import math
 
-from fusion_attention._masks import UNLIMITED
+from fusion_attention._arguments import UNLIMITED
 from fusion_attention.explaining.facts import Facts
 from fusion_attention.explaining.reading import Reading
 

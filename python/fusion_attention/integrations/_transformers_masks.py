@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusion_attention._arguments import UNLIMITED
 from fusion_attention._errors import FeatureError
-from fusion_attention._masks import UNLIMITED
 from fusion_attention._optional import load
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fusion_attention import npu_fusion_attention, npu_fusion_attention_v2
-from fusion_attention._masks import UNLIMITED, causal_mask
+from fusion_attention._arguments import UNLIMITED
+from fusion_attention._masks import causal_mask
 from fusion_attention._optional import load
 from fusion_attention.integrations._transformers_masks import Seen, make_mask, masks
 
