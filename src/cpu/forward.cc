@@ -1,12 +1,12 @@
 // Forward pass: FlashAttention's tiling (Dao et al., 2022, algorithm 1; online softmax after
-// Milakov and Gimelshein, 2018). A piece of work is a few blocks of query rows that share one
-// key/value head; it walks over the key tiles that any of its rows sees.
+// Milakov and Gimelshein, 2018). A piece of work (forward_pieces.h) is a few blocks of query rows
+// that share one key/value head; it walks over the key tiles that any of its rows sees.
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
 #include <limits>
-#include <vector>
 
+#include "src/cpu/forward_pieces.h"
 #include "src/cpu/key_tile.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/ropes.h"
@@ -16,9 +16,6 @@
 
 namespace fusion_attention::cpu {
 namespace {
-
-// Most blocks of a piece: more would save little packing and cost L2.
-constexpr int64_t kMaxBlocks = 8;
 
 // One block of query rows and the state of its online softmax.
 template <typename T>
@@ -36,68 +33,26 @@ template <typename T>
 class ForwardPass {
  public:
   ForwardPass(const Job<T>& job, const ForwardArgs& args, int64_t workers)
-      : job_(job), args_(args) {
-    // Blocks that share packed keys: up to 256 KiB of L2, but never so many that workers go idle.
-    const Problem& p = job.problem;
-    const int64_t block_bytes =
-        job.rows * (job.key_ld + job.value_ld) * static_cast<int64_t>(sizeof(T));
-    per_piece_ =
-        std::clamp<int64_t>((256 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
-    const int64_t heads = p.kv_heads;
-    if (p.layout != Layout::kTND) {
-      const int64_t blocks = job.BlocksOf(p.SequenceAt(0)) * p.group();
-      per_piece_ = std::clamp<int64_t>(p.batch * heads * blocks / (4 * workers), 1, per_piece_);
-      pieces_per_head_ = (blocks + per_piece_ - 1) / per_piece_;
-      pieces_ = p.batch * heads * pieces_per_head_;
-      return;
-    }
-    int64_t all_blocks = 0;
-    for (int64_t s = 0; s < p.sequences(); ++s)
-      all_blocks += job.BlocksOf(p.SequenceAt(s)) * p.group();
-    per_piece_ = std::clamp<int64_t>(all_blocks * heads / (4 * workers), 1, per_piece_);
-    for (int64_t s = 0; s < p.sequences(); ++s) {
-      const int64_t blocks = job.BlocksOf(p.SequenceAt(s)) * p.group();
-      for (int64_t b = 0; b < blocks; b += per_piece_) {
-        for (int64_t h = 0; h < heads; ++h) packed_.push_back({s, h, b});
-      }
-    }
-    // Longest first: the keys that a piece walks over grow with its last row in causal masks and
-    // with the sequence in all.
-    std::stable_sort(packed_.begin(), packed_.end(),
-                     [&](const Piece& a, const Piece& b) { return Cost(a) > Cost(b); });
-    pieces_ = static_cast<int64_t>(packed_.size());
+      : job_(job),
+        args_(args),
+        pieces_(job.problem, job.rows,
+                job.rows * (job.key_ld + job.value_ld) * static_cast<int64_t>(sizeof(T)), workers) {
   }
 
-  int64_t pieces() const { return pieces_; }
+  int64_t pieces() const { return pieces_.count(); }
   int64_t ScratchBytes() const {
     Arena arena;
-    Scratch scratch(arena, job_, per_piece_);
+    Scratch scratch(arena, job_, pieces_.most_blocks());
     return arena.bytes();
   }
 
   void Run(std::byte* memory, int64_t index) const {
     Arena arena(memory);
-    Scratch scratch(arena, job_, per_piece_);
-    const Problem& p = job_.problem;
-    Piece piece;
-    if (p.layout == Layout::kTND) {
-      piece = packed_[static_cast<size_t>(index)];
-    } else {
-      // The last rows first: they see the most keys.
-      const int64_t heads = p.batch * p.kv_heads;
-      const int64_t super = pieces_per_head_ - 1 - index / heads;
-      piece = {index % heads / p.kv_heads, index % p.kv_heads, super * per_piece_};
-    }
-    RunPiece(piece, scratch);
+    Scratch scratch(arena, job_, pieces_.most_blocks());
+    RunPiece(pieces_.At(index), scratch);
   }
 
  private:
-  struct Piece {
-    int64_t sequence;
-    int64_t kv_head;
-    int64_t first_block;  // blocks are numbered row block first, then query head of the group
-  };
-
   struct Scratch {
     Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job), keys(arena, job) {
       scores = arena.Take<T>((job.tile_keys + kKeyPadding) * job.rows);
@@ -114,15 +69,7 @@ class ForwardPass {
     T *scores, *rows, *tile_max, *alpha, *qt, *out, *m, *l;
   };
 
-  int64_t Cost(const Piece& piece) const {
-    const Sequence s = job_.problem.SequenceAt(piece.sequence);
-    const int64_t row =
-        std::min((piece.first_block / job_.problem.group() + 1) * job_.rows, s.q_len) - 1;
-    const RowIntervals intervals = job_.problem.IntervalsOf(s);
-    return intervals.End(row) - intervals.Begin(row);
-  }
-
-  RowBlock<T> StartBlock(const Sequence& s, const Piece& piece, int64_t index,
+  RowBlock<T> StartBlock(const Sequence& s, const ForwardPiece& piece, int64_t index,
                          Scratch& scratch) const {
     const Problem& p = job_.problem;
     const int64_t number = piece.first_block + index;
@@ -148,12 +95,12 @@ class ForwardPass {
     return block;
   }
 
-  void RunPiece(const Piece& piece, Scratch& scratch) const {
+  void RunPiece(const ForwardPiece& piece, Scratch& scratch) const {
     const Problem& p = job_.problem;
     const Sequence s = p.SequenceAt(piece.sequence);
     const RowIntervals intervals = p.IntervalsOf(s);
-    RowBlock<T> blocks[kMaxBlocks];
-    const int64_t count = std::min(per_piece_, job_.BlocksOf(s) * p.group() - piece.first_block);
+    RowBlock<T> blocks[ForwardPieces::kMaxBlocks];
+    const int64_t count = piece.blocks;
     for (int64_t i = 0; i < count; ++i) blocks[i] = StartBlock(s, piece, i, scratch);
     if (job_.HasScores(s)) {
       const Span seen{intervals.Begin(blocks[0].rows.begin),
@@ -246,10 +193,7 @@ class ForwardPass {
 
   const Job<T>& job_;
   const ForwardArgs& args_;
-  int64_t per_piece_ = 1;
-  int64_t pieces_per_head_ = 0;
-  int64_t pieces_ = 0;
-  std::vector<Piece> packed_;  // TND only
+  ForwardPieces pieces_;
 };
 
 template <typename T>
