@@ -1,7 +1,6 @@
 // The CPU backend: tiled, online softmax, SIMD with run-time dispatch, on lent threads.
 #include "src/backend/backend.h"
 
-#include "fusion_attention/plan.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/targets.h"
 
@@ -13,7 +12,7 @@ class Cpu final : public Backend {
   std::string_view Name() const override { return "cpu"; }
 
   std::vector<std::string> UnsupportedReasons(const Problem&) const override {
-    if (!TargetNames().empty()) return {};
+    if (cpu::HasTarget()) return {};
     return {"this CPU has none of the SIMD targets that this build has"};
   }
 

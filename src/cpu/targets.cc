@@ -2,7 +2,9 @@
 
 #include <hwy/targets.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -27,8 +29,14 @@ constexpr NamedTarget kTargets[] = {
 
 bool IsBuilt(const NamedTarget& target) { return KernelsOf<float>(target.bit) != nullptr; }
 
+// Asked once: each time costs a few CPUID instructions, which a virtual machine traps (50 us).
+int64_t TargetsOfThisCpu() {
+  static const int64_t targets = hwy::SupportedTargets();
+  return targets;
+}
+
 bool CanRun(const NamedTarget& target) {
-  return IsBuilt(target) && (hwy::SupportedTargets() & target.bit) != 0;
+  return IsBuilt(target) && (TargetsOfThisCpu() & target.bit) != 0;
 }
 
 std::vector<std::string> NamesWhere(bool (*holds)(const NamedTarget&)) {
@@ -57,6 +65,8 @@ StatusOr<Kernels> Select() {
 }
 
 }  // namespace
+
+bool HasTarget() { return std::any_of(std::begin(kTargets), std::end(kTargets), CanRun); }
 
 const StatusOr<Kernels>& SelectedKernels() {
   static const StatusOr<Kernels> selected = Select();

@@ -15,4 +15,7 @@ struct Kernels {
 };
 const StatusOr<Kernels>& SelectedKernels();
 
+// Whether this CPU has any of the SIMD targets that this build has.
+bool HasTarget();
+
 }  // namespace fusion_attention::cpu
