@@ -25,22 +25,32 @@ struct Cut {
 };
 
 // What a worker needs to run whole grids: the scratch of a cell, dK and dV of one column.
-template <typename T>
+template <typename T, typename Operand>
 struct GridScratch {
-  GridScratch(Arena& arena, const Job<T>& job, const Cut& cut)
-      : cells(arena, job, cut.segment_blocks),
+  GridScratch(Arena& arena, const Job<T>& job, const ProductTable<T, Operand>& products,
+              const Cut& cut)
+      : cells(arena, job, products, cut.segment_blocks),
         dk(arena.Take<T>(cut.column_keys * job.key_ld)),
         dv(arena.Take<T>(cut.column_keys * job.value_ld)) {}
-  CellScratch<T> cells;
+  CellScratch<T, Operand> cells;
   T* dk;
   T* dv;
 };
 
-template <typename T>
+template <typename T, typename Operand>
 class BackwardPass {
  public:
-  BackwardPass(const Job<T>& job, const BackwardArgs& args, ParallelFor& threads, int64_t workers)
-      : job_(job), args_(args), threads_(threads), workers_(workers), dpse_(job, args.dpse) {
+  using Products = ProductTable<T, Operand>;
+  using Pass = CellPass<T, Operand>;
+
+  BackwardPass(const Job<T>& job, const Products& products, const BackwardArgs& args,
+               ParallelFor& threads, int64_t workers)
+      : job_(job),
+        products_(products),
+        args_(args),
+        threads_(threads),
+        workers_(workers),
+        dpse_(job, args.dpse) {
     for (int64_t s = 0; s < job.problem.sequences(); ++s) {
       const Sequence sequence = job.problem.SequenceAt(s);
       max_kv_ = std::max(max_kv_, sequence.kv_len);
@@ -142,15 +152,15 @@ class BackwardPass {
   }
 
   void RunByHead() {
-    const CellPass<T> pass(job_, args_, carry_, dpse_);
+    const Pass pass(job_, products_, args_, carry_, dpse_);
     Arena size;
-    GridScratch<T>(size, job_, cut_);
+    GridScratch<T, Operand>(size, job_, products_, cut_);
     WorkerScratch scratch(std::min(workers_, std::max<int64_t>(grids_, 1)), size.bytes());
     const int64_t heads = job_.problem.kv_heads;
     const std::vector<int64_t> order = LongestFirst();
     RunPieces(threads_, scratch, grids_, [&](std::byte* own, int64_t piece) {
       Arena arena(own);
-      GridScratch<T> memory(arena, job_, cut_);
+      GridScratch<T, Operand> memory(arena, job_, products_, cut_);
       const int64_t grid = order.empty() ? piece : order[static_cast<size_t>(piece)];
       if (!dpse_.across_batch()) {
         RunGrid(pass, job_.problem.SequenceAt(grid / heads), grid % heads, memory);
@@ -176,8 +186,8 @@ class BackwardPass {
     return order;
   }
 
-  void RunGrid(const CellPass<T>& pass, const Sequence& s, int64_t kv_head,
-               GridScratch<T>& memory) const {
+  void RunGrid(const Pass& pass, const Sequence& s, int64_t kv_head,
+               GridScratch<T, Operand>& memory) const {
     for (int64_t column = 0; column < ColumnsOf(s); ++column) {
       ClearColumn(memory.dk, memory.dv);
       for (int64_t segment = 0; segment < GridHeight(s); ++segment) {
@@ -197,7 +207,7 @@ class BackwardPass {
   };
 
   void RunWavefront() {
-    const CellPass<T> pass(job_, args_, carry_, dpse_);
+    const Pass pass(job_, products_, args_, carry_, dpse_);
     const Problem& p = job_.problem;
     int64_t columns = 0;
     int64_t height = 0;
@@ -206,7 +216,7 @@ class BackwardPass {
       height = std::max(height, GridHeight(p.SequenceAt(s)));
     }
     Arena size;
-    CellScratch<T>(size, job_, cut_.segment_blocks);
+    CellScratch<T, Operand>(size, job_, products_, cut_.segment_blocks);
     WorkerScratch scratch(workers_, size.bytes());
     // As many columns of every grid at a time as fit 8 MiB a worker.
     const int64_t column_bytes = cut_.column_keys * KeyRowBytes();
@@ -230,7 +240,7 @@ class BackwardPass {
         RunPieces(threads_, scratch, static_cast<int64_t>(front.size()),
                   [&](std::byte* own, int64_t piece) {
                     Arena arena(own);
-                    CellScratch<T> cells(arena, job_, cut_.segment_blocks);
+                    CellScratch<T, Operand> cells(arena, job_, products_, cut_.segment_blocks);
                     const Placed& at = front[static_cast<size_t>(piece)];
                     T* dk = reinterpret_cast<T*>(memory.get() + at.slot * column_bytes);
                     T* dv = dk + cut_.column_keys * job_.key_ld;
@@ -246,6 +256,7 @@ class BackwardPass {
   }
 
   const Job<T>& job_;
+  const Products& products_;
   const BackwardArgs& args_;
   ParallelFor& threads_;
   int64_t workers_;
@@ -259,12 +270,12 @@ class BackwardPass {
   Buffer carry_memory_;
 };
 
-template <typename T>
+template <typename T, typename Operand>
 void Run(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
-         const KernelTable<T>& kernels) {
+         const KernelTable<T>& kernels, const ProductTable<T, Operand>& products) {
   const Job<T> job(problem, args.inputs, kernels);
   const int64_t workers = WorkersFor(problem, threads);
-  BackwardPass<T>(job, args, threads, workers).Run();
+  BackwardPass<T, Operand>(job, products, args, threads, workers).Run();
   if (args.dsink != nullptr) RunSinkGradient(job, args, threads, workers);
   if (problem.layout == Layout::kTND) {
     const UsedTokens used = UsedTokensOf(problem);
@@ -281,8 +292,9 @@ void Run(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
 void RunBackward(const Problem& problem, const BackwardArgs& args, ParallelFor& threads,
                  const Kernels& kernels) {
   const DefaultFloatEnvironment environment;
-  if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
-  return Run(problem, args, threads, *kernels.f32);
+  kernels.For(problem.dtype, [&](const auto& table, const auto& products) {
+    Run(problem, args, threads, table, products);
+  });
 }
 
 }  // namespace fusion_attention::cpu

@@ -29,20 +29,25 @@ struct Cell {
   bool last_keys;   // no later one will
 };
 
-template <typename T>
+template <typename T, typename Operand>
 struct CellScratch {
-  CellScratch(Arena& arena, const Job<T>& job, int64_t blocks)
-      : tile(arena, job), keys(arena, job) {
-    const int64_t padded_keys = job.tile_keys + kKeyPadding;
+  CellScratch(Arena& arena, const Job<T>& job, const ProductTable<T, Operand>& products,
+              int64_t blocks)
+      : tile(arena, job), keys(arena, job, products) {
+    const int64_t tile_size = (job.tile_keys + kKeyPadding) * job.rows;
     const int64_t rows = blocks * job.rows;
-    p = arena.Take<T>(padded_keys * job.rows);
-    ds = arena.Take<T>(padded_keys * job.rows);
-    q = arena.Take<T>(rows * job.key_ld);
-    dy = arena.Take<T>(rows * job.value_ld);
-    qt = arena.Take<T>(rows * job.key_ld);
-    dyt = arena.Take<T>(rows * job.value_ld);
+    p = arena.Take<T>(tile_size);
+    ds = arena.Take<T>(tile_size);
+    operands = arena.Take<Operand>(kGradientTiles<T, Operand> * tile_size);
+    packed = arena.Take<Operand>(
+        kPlainOperands<T, Operand> ? 0 : job.rows * (job.key_ld + job.value_ld));
+    q = arena.Take<Operand>(rows * job.key_ld);
+    dy = arena.Take<Operand>(rows * job.value_ld);
+    qt = arena.Take<Operand>(rows * job.key_ld);
+    dyt = arena.Take<Operand>(rows * job.value_ld);
     dq = arena.Take<T>(rows * job.key_ld);
     out = arena.Take<T>(job.rows * job.value_ld);
+    dout = arena.Take<T>(job.rows * job.value_ld);
     max = arena.Take<T>(rows);
     weight = arena.Take<T>(rows);
     delta = arena.Take<T>(rows);
@@ -50,24 +55,32 @@ struct CellScratch {
     blind = arena.Take<bool>(blocks);
   }
   TileScratch<T> tile;
-  KeyTile<T> keys;
-  T *p, *ds;                  // one tile of scores
-  T *q, *dy, *qt, *dyt, *dq;  // the cell's rows: natural, transposed by block, and the gradient
-  T *out, *max, *weight, *delta;
+  KeyTile<T, Operand> keys;
+  T *p, *ds;          // one tile of scores
+  Operand* operands;  // the same as operands, where they are not p and ds themselves
+  Operand* packed;    // one block of q and dy, where plain rows are no summands
+  Operand *q, *dy;    // the cell's rows as summands,
+  Operand *qt, *dyt;  // transposed by block,
+  T* dq;              // and their gradient
+  T *out, *dout;      // one block, for delta
+  T *max, *weight, *delta;
   bool* finite;  // per block: no NaN or infinity in q and dy
   bool* blind;   // per block: some row has no weights at all
 };
 
-template <typename T>
+template <typename T, typename Operand>
 class CellPass {
  public:
+  using Products = ProductTable<T, Operand>;
+  using Scratch = CellScratch<T, Operand>;
+
   // `carry` holds dQ between the cells of a row; the same as args.dq unless that has 16 bits.
-  CellPass(const Job<T>& job, const BackwardArgs& args, const RopedView<void>& carry,
-           const PseGradient<T>& dpse)
-      : job_(job), args_(args), carry_(carry), dpse_(dpse) {}
+  CellPass(const Job<T>& job, const Products& products, const BackwardArgs& args,
+           const RopedView<void>& carry, const PseGradient<T>& dpse)
+      : job_(job), products_(products), args_(args), carry_(carry), dpse_(dpse) {}
 
   // dk and dv: the cell's keys, packed.
-  void Run(const Cell& cell, CellScratch<T>& s, T* dk, T* dv) const {
+  void Run(const Cell& cell, Scratch& s, T* dk, T* dv) const {
     const RowIntervals intervals = job_.problem.IntervalsOf(cell.sequence);
     Span seen{0, 0};
     if (cell.rows.size() > 0) {
@@ -89,16 +102,16 @@ class CellPass {
   }
 
  private:
-  void LoadGradient(const Cell& cell, CellScratch<T>& s) const {
+  void LoadGradient(const Cell& cell, Scratch& s) const {
     if (cell.first_keys) {
       std::fill_n(s.dq, cell.rows.size() * job_.key_ld, T{0});
     } else {
       const RopedView<const void> carry{AsConst(carry_.own), AsConst(carry_.rope)};
-      PackRoped(job_, RowsOf(cell, carry), cell.rows.size(), s.dq);
+      PackRoped(job_, job_.k.pack, RowsOf(cell, carry), cell.rows.size(), s.dq);
     }
   }
 
-  void StoreGradient(const Cell& cell, CellScratch<T>& s) const {
+  void StoreGradient(const Cell& cell, Scratch& s) const {
     if (cell.last_keys) {
       const RopedView<void> dq{args_.dq, args_.dq_rope};
       StoreRoped(job_, s.dq, cell.rows.size(), job_.scale, RowsOf(cell, dq));
@@ -121,24 +134,32 @@ class CellPass {
     return {begin, std::min(begin + job_.rows, cell.rows.end)};
   }
 
-  void LoadBlock(const Cell& cell, int64_t b, CellScratch<T>& s) const {
+  void LoadBlock(const Cell& cell, int64_t b, Scratch& s) const {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const Span rows = RowsOfBlock(cell, b);
     const int64_t token = cell.sequence.q_begin + rows.begin;
     const int64_t at = b * job_.rows;
-    T* q = s.q + at * job_.key_ld;
-    T* dy = s.dy + at * job_.value_ld;
-    const bool finite_q = PackRoped(
-        job_, RowsAt(Query(args_.inputs), cell.sequence.batch, cell.head, token), rows.size(), q);
-    const bool finite_dy = k.pack(RowsAt(args_.dy, cell.sequence.batch, cell.head, token),
-                                  rows.size(), p.value_dim, dy, job_.value_ld);
+    // Plain rows are summands where they lie; others are packed only to be made some.
+    constexpr bool kPlain = kPlainOperands<T, Operand>;
+    Operand* q = kPlain ? s.q + at * job_.key_ld : s.packed;
+    Operand* dy = kPlain ? s.dy + at * job_.value_ld : s.packed + job_.rows * job_.key_ld;
+    const RopedRows<const void> query =
+        RowsAt(Query(args_.inputs), cell.sequence.batch, cell.head, token);
+    const SourceRows gradient = RowsAt(args_.dy, cell.sequence.batch, cell.head, token);
+    const bool finite_q = PackRoped(job_, products_.pack, query, rows.size(), q);
+    const bool finite_dy = products_.pack(gradient, rows.size(), p.value_dim, dy, job_.value_ld);
     s.finite[b] = finite_q && finite_dy;
-    k.transpose(q, job_.key_ld, rows.size(), p.score_dim(), job_.sign, s.qt + at * job_.key_ld);
-    k.transpose(dy, job_.value_ld, rows.size(), p.value_dim, T{1}, s.dyt + at * job_.value_ld);
+    products_.transpose(q, job_.key_ld, rows.size(), p.score_dim(), job_.sign,
+                        s.qt + at * job_.key_ld);
+    products_.transpose(dy, job_.value_ld, rows.size(), p.value_dim, T{1},
+                        s.dyt + at * job_.value_ld);
+    products_.summands(q, job_.key_ld, rows.size(), s.q + at * job_.key_ld);
+    products_.summands(dy, job_.value_ld, rows.size(), s.dy + at * job_.value_ld);
     k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
            p.value_dim, s.out, job_.value_ld);
-    k.deltas(s.out, dy, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
+    k.pack(gradient, rows.size(), p.value_dim, s.dout, job_.value_ld);
+    k.deltas(s.out, s.dout, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
     s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
@@ -153,7 +174,7 @@ class CellPass {
 
   // A blind row counts as fully masked also where its scores are visible, so that a NaN of its dy
   // meets no weight of 0.
-  void HideBlindRows(int64_t b, int64_t rows, VisibleTile& tile, CellScratch<T>& s) const {
+  void HideBlindRows(int64_t b, int64_t rows, VisibleTile& tile, Scratch& s) const {
     const int64_t words = (tile.keys.size() + kWordBits - 1) / kWordBits;
     if (!tile.partial) std::fill_n(s.tile.visible, words * job_.rows, ~BitWord{0});
     tile.partial = true;
@@ -163,7 +184,7 @@ class CellPass {
     }
   }
 
-  void RunKeys(const Cell& cell, const RowIntervals& intervals, Span keys, CellScratch<T>& s, T* dk,
+  void RunKeys(const Cell& cell, const RowIntervals& intervals, Span keys, Scratch& s, T* dk,
                T* dv) const {
     bool loaded = false;
     for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) {
@@ -172,7 +193,7 @@ class CellPass {
                                         s.tile.visible);
       if (tile.keys.size() == 0) continue;
       if (s.blind[b]) HideBlindRows(b, rows.size(), tile, s);
-      if (!loaded) s.keys.Load(job_, cell.sequence, job_.KvHead(cell.head), keys);
+      if (!loaded) s.keys.LoadBackward(cell.sequence, job_.KvHead(cell.head), keys);
       loaded = true;
       ScoreStage(cell, intervals, rows, b, tile, s);
       const int64_t from_cell = tile.keys.begin - cell.keys.begin;
@@ -183,15 +204,15 @@ class CellPass {
 
   // p = dropped probabilities and ds = gradients of the scaled scores, for one tile.
   void ScoreStage(const Cell& cell, const RowIntervals& intervals, Span rows, int64_t b,
-                  const VisibleTile& tile, CellScratch<T>& s) const {
+                  const VisibleTile& tile, Scratch& s) const {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const int64_t at = b * job_.rows;
     const int64_t count = tile.keys.size();
     const int64_t vectors = (rows.size() + k.lanes - 1) / k.lanes;
     const BitWord* visible = tile.partial ? s.tile.visible : nullptr;
-    k.scores(s.qt + at * job_.key_ld, s.keys.Keys(tile.keys.begin), job_.key_ld, count,
-             p.score_dim(), vectors, s.p, nullptr);
+    products_.scores(s.qt + at * job_.key_ld, s.keys.KeyRows(tile.keys.begin), job_.key_ld, count,
+                     p.score_dim(), vectors, s.p, nullptr);
     if (p.pse.kind != PseKind::kNone) {
       const TileBias<T> bias =
           ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
@@ -199,8 +220,8 @@ class CellPass {
                  nullptr);
     }
     k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
-    k.scores(s.dyt + at * job_.value_ld, s.keys.Values(tile.keys.begin), job_.value_ld, count,
-             p.value_dim, vectors, s.ds, nullptr);
+    products_.scores(s.dyt + at * job_.value_ld, s.keys.ValueRows(tile.keys.begin), job_.value_ld,
+                     count, p.value_dim, vectors, s.ds, nullptr);
     const BitWord* keep = nullptr;
     if (p.dropout != DropoutKind::kNone) {
       ReadKeep(job_, cell.sequence, cell.head, rows, tile.keys, s.tile);
@@ -212,34 +233,34 @@ class CellPass {
     }
   }
 
-  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, CellScratch<T>& s, T* dk,
+  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, Scratch& s, T* dk,
                      T* dv) const {
-    const KernelTable<T>& k = job_.k;
+    const Products& product = products_;
     const int64_t at = b * job_.rows;
     const int64_t keys = tile.keys.size();
-    const T* q = s.q + at * job_.key_ld;
-    const T* dy = s.dy + at * job_.value_ld;
-    const T* key = s.keys.Keys(tile.keys.begin);
+    const GradientOperands<Operand> a =
+        product.gradient_operands(s.p, s.ds, keys, rows, s.operands);
+    const Operand* q = s.q + at * job_.key_ld;
+    const Operand* dy = s.dy + at * job_.value_ld;
+    const Operand* key = s.keys.KeySummands(tile.keys.begin);
+    const BitWord* visible = s.tile.visible;
     T* dq = s.dq + at * job_.key_ld;
-    const int64_t R = job_.rows;
     if (tile.partial && !s.finite[b]) {
-      k.gradient_visible(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld,
-                         s.tile.visible);
-      k.gradient_visible(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld,
-                         s.tile.visible);
+      product.gradient_of_keys_visible(a.p, keys, rows, dy, job_.value_ld, visible, dv);
+      product.gradient_of_keys_visible(a.ds, keys, rows, q, job_.key_ld, visible, dk);
     } else {
-      k.gradient(s.p, R, 1, keys, rows, dy, job_.value_ld, job_.value_ld, dv, job_.value_ld);
-      k.gradient(s.ds, R, 1, keys, rows, q, job_.key_ld, job_.key_ld, dk, job_.key_ld);
+      product.gradient_of_keys(a.p, keys, rows, dy, job_.value_ld, dv);
+      product.gradient_of_keys(a.ds, keys, rows, q, job_.key_ld, dk);
     }
     if (tile.partial && !s.keys.finite_keys()) {
-      k.gradient_visible(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld,
-                         s.tile.visible);
+      product.gradient_of_rows_visible(a.ds_over_keys, keys, rows, key, job_.key_ld, visible, dq);
     } else {
-      k.gradient(s.ds, 1, R, rows, keys, key, job_.key_ld, job_.key_ld, dq, job_.key_ld);
+      product.gradient_of_rows(a.ds_over_keys, keys, rows, key, job_.key_ld, dq);
     }
   }
 
   const Job<T>& job_;
+  const Products& products_;
   const BackwardArgs& args_;
   RopedView<void> carry_;
   const PseGradient<T>& dpse_;

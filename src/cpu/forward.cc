@@ -18,22 +18,26 @@ namespace fusion_attention::cpu {
 namespace {
 
 // One block of query rows and the state of its online softmax.
-template <typename T>
+template <typename T, typename Operand>
 struct RowBlock {
   int64_t head;
   Span rows;
   int64_t vectors;  // SIMD vectors in use
-  T* qt;            // [score_dim][block rows], times the sign of scale
+  Operand* qt;      // query, transposed, times the sign of scale
   T* out;           // [value_dim][block rows]
   T* m;
   T* l;
 };
 
-template <typename T>
+template <typename T, typename Operand>
 class ForwardPass {
  public:
-  ForwardPass(const Job<T>& job, const ForwardArgs& args, int64_t workers)
+  using Products = ProductTable<T, Operand>;
+  using Block = RowBlock<T, Operand>;
+
+  ForwardPass(const Job<T>& job, const Products& products, const ForwardArgs& args, int64_t workers)
       : job_(job),
+        products_(products),
         args_(args),
         pieces_(job.problem, job.rows,
                 job.rows * (job.key_ld + job.value_ld) * static_cast<int64_t>(sizeof(T)), workers) {
@@ -42,39 +46,42 @@ class ForwardPass {
   int64_t pieces() const { return pieces_.count(); }
   int64_t ScratchBytes() const {
     Arena arena;
-    Scratch scratch(arena, job_, pieces_.most_blocks());
+    Scratch scratch(arena, job_, products_, pieces_.most_blocks());
     return arena.bytes();
   }
 
   void Run(std::byte* memory, int64_t index) const {
     Arena arena(memory);
-    Scratch scratch(arena, job_, pieces_.most_blocks());
+    Scratch scratch(arena, job_, products_, pieces_.most_blocks());
     RunPiece(pieces_.At(index), scratch);
   }
 
  private:
   struct Scratch {
-    Scratch(Arena& arena, const Job<T>& job, int64_t blocks) : tile(arena, job), keys(arena, job) {
+    Scratch(Arena& arena, const Job<T>& job, const Products& products, int64_t blocks)
+        : tile(arena, job), keys(arena, job, products) {
       scores = arena.Take<T>((job.tile_keys + kKeyPadding) * job.rows);
-      rows = arena.Take<T>(job.rows * std::max(job.key_ld, job.value_ld));
+      query = arena.Take<Operand>(job.rows * job.key_ld);
+      rows = arena.Take<T>(job.rows * job.value_ld);
       tile_max = arena.Take<T>(job.rows);
       alpha = arena.Take<T>(job.rows);
-      qt = arena.Take<T>(blocks * job.rows * job.key_ld);
+      qt = arena.Take<Operand>(blocks * job.rows * job.key_ld);
       out = arena.Take<T>(blocks * job.rows * job.value_ld);
       m = arena.Take<T>(blocks * job.rows);
       l = arena.Take<T>(blocks * job.rows);
     }
     TileScratch<T> tile;
-    KeyTile<T> keys;
-    T *scores, *rows, *tile_max, *alpha, *qt, *out, *m, *l;
+    KeyTile<T, Operand> keys;
+    Operand *query, *qt;
+    T *scores, *rows, *tile_max, *alpha, *out, *m, *l;
   };
 
-  RowBlock<T> StartBlock(const Sequence& s, const ForwardPiece& piece, int64_t index,
-                         Scratch& scratch) const {
+  Block StartBlock(const Sequence& s, const ForwardPiece& piece, int64_t index,
+                   Scratch& scratch) const {
     const Problem& p = job_.problem;
     const int64_t number = piece.first_block + index;
     const int64_t first = number / p.group() * job_.rows;
-    RowBlock<T> block;
+    Block block;
     block.head = piece.kv_head * p.group() + number % p.group();
     block.rows = {first, std::min(first + job_.rows, s.q_len)};
     block.vectors = (block.rows.size() + job_.k.lanes - 1) / job_.k.lanes;
@@ -82,10 +89,11 @@ class ForwardPass {
     block.out = scratch.out + index * job_.rows * job_.value_ld;
     block.m = scratch.m + index * job_.rows;
     block.l = scratch.l + index * job_.rows;
-    PackRoped(job_, RowsAt(Query(args_.inputs), s.batch, block.head, s.q_begin + first),
-              block.rows.size(), scratch.rows);
-    job_.k.transpose(scratch.rows, job_.key_ld, block.rows.size(), p.score_dim(), job_.sign,
-                     block.qt);
+    PackRoped(job_, products_.pack,
+              RowsAt(Query(args_.inputs), s.batch, block.head, s.q_begin + first),
+              block.rows.size(), scratch.query);
+    products_.transpose(scratch.query, job_.key_ld, block.rows.size(), p.score_dim(), job_.sign,
+                        block.qt);
     // A sink is a key that every row has seen already, and that has no value.
     const T sink = p.has_sink ? static_cast<T>(args_.inputs.sink[block.head])
                               : -std::numeric_limits<T>::infinity();
@@ -99,7 +107,7 @@ class ForwardPass {
     const Problem& p = job_.problem;
     const Sequence s = p.SequenceAt(piece.sequence);
     const RowIntervals intervals = p.IntervalsOf(s);
-    RowBlock<T> blocks[ForwardPieces::kMaxBlocks];
+    Block blocks[ForwardPieces::kMaxBlocks];
     const int64_t count = piece.blocks;
     for (int64_t i = 0; i < count; ++i) blocks[i] = StartBlock(s, piece, i, scratch);
     if (job_.HasScores(s)) {
@@ -110,11 +118,11 @@ class ForwardPass {
         const Span keys{first, std::min(first + job_.tile_keys, s.kv_len)};
         bool loaded = false;
         for (int64_t i = 0; i < count; ++i) {
-          RowBlock<T>& block = blocks[i];
+          Block& block = blocks[i];
           const VisibleTile tile = job_.mask.Look(s, intervals, block.head, block.rows, keys,
                                                   job_.rows, scratch.tile.visible);
           if (tile.keys.size() == 0) continue;
-          if (!loaded) scratch.keys.Load(job_, s, piece.kv_head, keys);
+          if (!loaded) scratch.keys.LoadForward(s, piece.kv_head, keys);
           loaded = true;
           Step(s, intervals, tile, block, scratch);
         }
@@ -123,13 +131,13 @@ class ForwardPass {
     for (int64_t i = 0; i < count; ++i) Finish(s, blocks[i], scratch);
   }
 
-  void Step(const Sequence& s, const RowIntervals& intervals, const VisibleTile& tile,
-            RowBlock<T>& block, Scratch& scratch) const {
+  void Step(const Sequence& s, const RowIntervals& intervals, const VisibleTile& tile, Block& block,
+            Scratch& scratch) const {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const int64_t keys = tile.keys.size();
-    k.scores(block.qt, scratch.keys.Keys(tile.keys.begin), job_.key_ld, keys, p.score_dim(),
-             block.vectors, scratch.scores, scratch.tile_max);
+    products_.scores(block.qt, scratch.keys.KeyRows(tile.keys.begin), job_.key_ld, keys,
+                     p.score_dim(), block.vectors, scratch.scores, scratch.tile_max);
     if (p.pse.kind != PseKind::kNone) {
       const TileBias<T> bias =
           ReadBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile);
@@ -144,17 +152,18 @@ class ForwardPass {
       k.drop(scratch.scores, scratch.tile.keep, keys);
     }
     const T* alpha = rescale ? scratch.alpha : nullptr;
-    const T* value = scratch.keys.Values(tile.keys.begin);
+    const Operand* weights = products_.weights(scratch.scores, keys);
+    const Operand* value = scratch.keys.ValueSummands(tile.keys.begin);
     if (tile.partial && !scratch.keys.finite_values()) {
-      k.accumulate_visible(scratch.scores, value, job_.value_ld, keys, p.value_dim,
-                           scratch.tile.visible, alpha, block.out);
+      products_.accumulate_visible(weights, value, job_.value_ld, keys, p.value_dim,
+                                   scratch.tile.visible, alpha, block.out);
     } else {
-      k.accumulate(scratch.scores, value, job_.value_ld, keys, p.value_dim, block.vectors, alpha,
-                   block.out);
+      products_.accumulate(weights, value, job_.value_ld, keys, p.value_dim, block.vectors, alpha,
+                           block.out);
     }
   }
 
-  void Finish(const Sequence& s, RowBlock<T>& block, Scratch& scratch) const {
+  void Finish(const Sequence& s, Block& block, Scratch& scratch) const {
     const Problem& p = job_.problem;
     const bool empty = !job_.HasScores(s);
     T* factor = scratch.alpha;
@@ -187,22 +196,23 @@ class ForwardPass {
   }
 
   // A row without any weight is 0 also where a value that it sees is NaN.
-  void ClearRow(RowBlock<T>& block, int64_t row) const {
+  void ClearRow(Block& block, int64_t row) const {
     for (int64_t c = 0; c < job_.problem.value_dim; ++c) block.out[c * job_.rows + row] = T{0};
   }
 
   const Job<T>& job_;
+  const Products& products_;
   const ForwardArgs& args_;
   ForwardPieces pieces_;
 };
 
-template <typename T>
+template <typename T, typename Operand>
 void Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
-         const KernelTable<T>& kernels) {
+         const KernelTable<T>& kernels, const ProductTable<T, Operand>& products) {
   if (problem.sequences() > 0 && problem.q_heads > 0) {
     const Job<T> job(problem, args.inputs, kernels);
     const int64_t workers = WorkersFor(problem, threads);
-    const ForwardPass<T> pass(job, args, workers);
+    const ForwardPass<T, Operand> pass(job, products, args, workers);
     WorkerScratch scratch(std::clamp<int64_t>(pass.pieces(), 1, workers), pass.ScratchBytes());
     RunPieces(threads, scratch, pass.pieces(),
               [&](std::byte* own, int64_t piece) { pass.Run(own, piece); });
@@ -223,8 +233,9 @@ void Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
 void RunForward(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
                 const Kernels& kernels) {
   const DefaultFloatEnvironment environment;
-  if (problem.dtype == DType::kFloat64) return Run(problem, args, threads, *kernels.f64);
-  return Run(problem, args, threads, *kernels.f32);
+  kernels.For(problem.dtype, [&](const auto& table, const auto& products) {
+    Run(problem, args, threads, table, products);
+  });
 }
 
 }  // namespace fusion_attention::cpu

@@ -55,14 +55,16 @@ BasicRows<Void> From(BasicRows<Void> rows, int64_t row, int64_t channel) {
   return rows;
 }
 
-// dst [rows][key_ld] = src, padded with zeros. Returns whether all values are finite.
-template <typename T>
-bool PackRoped(const Job<T>& job, const RopedRows<const void>& src, int64_t rows, T* dst) {
+// dst [rows][key_ld] = src, padded with zeros, by a table's `pack`. Returns whether all values are
+// finite.
+template <typename T, typename E>
+bool PackRoped(const Job<T>& job, bool (*pack)(const SourceRows&, int64_t, int64_t, E*, int64_t),
+               const RopedRows<const void>& src, int64_t rows, E* dst) {
   const Problem& p = job.problem;
-  bool finite = job.k.pack(src.own, rows, p.head_dim, dst, job.key_ld);
-  alignas(Arena::kAlignment) T piece[kRopePiece] = {};
+  bool finite = pack(src.own, rows, p.head_dim, dst, job.key_ld);
+  alignas(Arena::kAlignment) E piece[kRopePiece] = {};
   ForEachRopePiece(rows, p.rope_dim, [&](int64_t r, int64_t c, int64_t n) {
-    finite &= job.k.pack(From(src.rope, r, c), 1, n, piece, kRopePiece);
+    finite &= pack(From(src.rope, r, c), 1, n, piece, kRopePiece);
     std::copy_n(piece, n, dst + r * job.key_ld + p.head_dim + c);
   });
   return finite;

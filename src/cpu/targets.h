@@ -7,12 +7,24 @@
 
 namespace fusion_attention::cpu {
 
-// Both tables of the selected target, or why there is none.
+// The tables of one target.
 struct Kernels {
   const char* name;
   const KernelTable<float>* f32;
   const KernelTable<double>* f64;
+
+  // run(table, products) with what serves inputs of `dtype`.
+  template <typename Run>
+  void For(DType dtype, const Run& run) const {
+    if (dtype == DType::kFloat64) {
+      run(*f64, f64->products);
+    } else {
+      run(*f32, f32->products);
+    }
+  }
 };
+
+// Those of the selected target, or why there is none.
 const StatusOr<Kernels>& SelectedKernels();
 
 // Whether this CPU has any of the SIMD targets that this build has.

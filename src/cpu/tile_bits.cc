@@ -51,6 +51,8 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
       {std::max(keys.begin, intervals.Begin(rows.begin)), std::min(keys.end, intervals.End(last))},
       false};
   if (tile.keys.begin >= tile.keys.end) return {{keys.begin, keys.begin}, false};
+  tile.keys.begin -= (tile.keys.begin - keys.begin) % kKeyPair;
+  tile.keys.end = std::min(keys.begin + RoundUp(tile.keys.end - keys.begin, kKeyPair), keys.end);
   tile.partial =
       intervals.Begin(last) > tile.keys.begin || intervals.End(rows.begin) < tile.keys.end;
   if (!dense_ && !tile.partial) return tile;

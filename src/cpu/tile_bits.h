@@ -18,7 +18,7 @@ struct Span {
 
 struct VisibleTile {
   Span keys;     // what remains of the tile's keys after those that no row sees are cut from both
-                 // ends; empty when nobody sees any
+                 // ends, in pairs (kKeyPair); empty when nobody sees any
   bool partial;  // some pair in `keys` is masked: the bits say which
 };
 

@@ -225,6 +225,18 @@ void Gradient(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t 
   if (j < cols) GradientColumns<1>(a, a_row, a_depth, rows, depth, b + j, ldb, c + j, ldc);
 }
 
+// A tile of scores is [key][row]: dK and dV sum over its rows, dQ over its keys.
+template <typename T>
+void GradientOfKeys(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld, T* c) {
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
+  Gradient(a, block_rows, 1, keys, rows, b, ld, ld, c, ld);
+}
+template <typename T>
+void GradientOfRows(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld, T* c) {
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
+  Gradient(a, 1, block_rows, rows, keys, b, ld, ld, c, ld);
+}
+
 // The tiles below add each product only where the pair is visible, in the order of the fast ones,
 // so a row that sees no NaN gets the same bits. One vector at a time: they run only when a partly
 // masked tile meets a NaN or an infinity.
@@ -253,23 +265,35 @@ void AccumulateVisible(const T* p, const T* v, int64_t ld, int64_t keys, int64_t
 
 template <typename T>
 void GradientVisible(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
-                     const T* b, int64_t ldb, int64_t cols, T* c, int64_t ldc,
-                     const BitWord* visible) {
+                     const T* b, int64_t ld, T* c, const BitWord* visible) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const bool key_major = a_depth == 1;  // tiles are [key][row]: then i is the key, k the row
+  const bool key_major = a_depth == 1;  // then i is the key, k the row
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < cols; j += lanes) {
+    for (int64_t j = 0; j < ld; j += lanes) {
       auto sum = hn::Zero(d);
       for (int64_t k = 0; k < depth; ++k) {
         if (!IsVisible(visible, block_rows, key_major ? i : k, key_major ? k : i)) continue;
-        sum = hn::MulAdd(hn::Set(d, a[i * a_row + k * a_depth]), hn::Load(d, b + k * ldb + j), sum);
+        sum = hn::MulAdd(hn::Set(d, a[i * a_row + k * a_depth]), hn::Load(d, b + k * ld + j), sum);
       }
-      T* o = c + i * ldc + j;
+      T* o = c + i * ld + j;
       hn::Store(hn::Add(hn::Load(d, o), sum), d, o);
     }
   }
+}
+
+template <typename T>
+void GradientOfKeysVisible(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld,
+                           const BitWord* visible, T* c) {
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
+  GradientVisible(a, block_rows, 1, keys, rows, b, ld, c, visible);
+}
+template <typename T>
+void GradientOfRowsVisible(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld,
+                           const BitWord* visible, T* c) {
+  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
+  GradientVisible(a, 1, block_rows, rows, keys, b, ld, c, visible);
 }
 
 }  // namespace HWY_NAMESPACE

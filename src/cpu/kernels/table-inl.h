@@ -15,6 +15,21 @@ HWY_BEFORE_NAMESPACE();
 namespace fusion_attention::cpu {
 namespace HWY_NAMESPACE {
 
+// Operands of the arithmetic type itself are plain rows and tiles: nothing is rounded, rearranged
+// or copied.
+template <typename T>
+const T* PlainSummands(const T* src, int64_t, int64_t, T*) {
+  return src;
+}
+template <typename T>
+const T* PlainWeights(T* p, int64_t) {
+  return p;
+}
+template <typename T>
+GradientOperands<T> PlainGradientOperands(const T* p, const T* ds, int64_t, int64_t, T*) {
+  return {p, ds, ds};
+}
+
 template <typename T>
 const KernelTable<T>& Table() {
   static constexpr int64_t kLanes = hn::MaxLanes(hn::ScalableTag<T>());
@@ -25,20 +40,27 @@ const KernelTable<T>& Table() {
       .store = StoreRows,
       .transpose = Transpose<T>,
       .transpose_back = TransposeBack<T>,
-      .scores = Scores<T>,
       .add_bias = AddBias<T>,
       .mask = MaskScores<T>,
       .online_softmax = OnlineSoftmax<T>,
       .drop = Drop<T>,
-      .accumulate = Accumulate<T>,
-      .accumulate_visible = AccumulateVisible<T>,
       .deltas = Deltas<T>,
       .probabilities = Probabilities<T>,
       .score_gradients = ScoreGradients<T>,
-      .gradient = Gradient<T>,
-      .gradient_visible = GradientVisible<T>,
       .line_products = LineProducts<T>,
       .keep_bits = KeepBits<T>,
+      .products = {.pack = Pack,
+                   .transpose = Transpose<T>,
+                   .summands = PlainSummands<T>,
+                   .scores = Scores<T>,
+                   .weights = PlainWeights<T>,
+                   .accumulate = Accumulate<T>,
+                   .accumulate_visible = AccumulateVisible<T>,
+                   .gradient_operands = PlainGradientOperands<T>,
+                   .gradient_of_keys = GradientOfKeys<T>,
+                   .gradient_of_rows = GradientOfRows<T>,
+                   .gradient_of_keys_visible = GradientOfKeysVisible<T>,
+                   .gradient_of_rows_visible = GradientOfRowsVisible<T>},
   };
   return table;
 }

@@ -78,7 +78,7 @@ TEST(KernelTables, TargetsDiffer) {
   ASSERT_FALSE(Targets().empty());
   std::set<const void*> tables;
   for (const int64_t target : Targets()) {
-    tables.insert(reinterpret_cast<const void*>(KernelsOf<float>(target)->scores));
+    tables.insert(reinterpret_cast<const void*>(KernelsOf<float>(target)->products.scores));
     EXPECT_EQ(KernelsOf<float>(target)->lanes, 2 * KernelsOf<double>(target)->lanes);
   }
   EXPECT_EQ(tables.size(), Targets().size());
@@ -154,7 +154,7 @@ TYPED_TEST(Kernels, ScoresAreDotProducts) {
           Array<T> qt = this->RandomArray(ld * R),
                    key = this->RandomArray((keys + kKeyPadding) * ld);
           Array<T> s((keys + kKeyPadding) * R), max(R);
-          k.scores(qt.data(), key.data(), ld, keys, dim, vectors, s.data(), max.data());
+          k.products.scores(qt.data(), key.data(), ld, keys, dim, vectors, s.data(), max.data());
           for (int64_t r = 0; r < vectors * k.lanes; ++r) {
             T largest = -std::numeric_limits<T>::infinity();
             for (int64_t n = 0; n < keys; ++n) {
@@ -285,9 +285,9 @@ TYPED_TEST(Kernels, SumsOfVisiblePairsAreTheFastOnesBitForBit) {
         }
         Array<T> alpha = this->RandomArray(R), out(ld * R), out_visible(ld * R);
         for (int64_t i = 0; i < ld * R; ++i) out[i] = out_visible[i] = static_cast<T>(i % 7);
-        k.accumulate(p.data(), b.data(), ld, keys, dim, 3, alpha.data(), out.data());
-        k.accumulate_visible(p.data(), b.data(), ld, keys, dim, visible.data(), alpha.data(),
-                             out_visible.data());
+        k.products.accumulate(p.data(), b.data(), ld, keys, dim, 3, alpha.data(), out.data());
+        k.products.accumulate_visible(p.data(), b.data(), ld, keys, dim, visible.data(),
+                                      alpha.data(), out_visible.data());
         for (int64_t c = 0; c < dim; ++c) {
           for (int64_t r = 0; r < R; ++r) {
             double sum = double{alpha[r]} * static_cast<double>((c * R + r) % 7);
@@ -301,9 +301,11 @@ TYPED_TEST(Kernels, SumsOfVisiblePairsAreTheFastOnesBitForBit) {
           const int64_t rows = by_key ? keys : R - 1, depth = by_key ? R - 1 : keys;
           const int64_t a_row = by_key ? R : 1, a_depth = by_key ? 1 : R;
           Array<T> c(rows * ld), c_visible(rows * ld);
-          k.gradient(p.data(), a_row, a_depth, rows, depth, b.data(), ld, ld, c.data(), ld);
-          k.gradient_visible(p.data(), a_row, a_depth, rows, depth, b.data(), ld, ld,
-                             c_visible.data(), ld, visible.data());
+          const auto& x = k.products;
+          (by_key ? x.gradient_of_keys : x.gradient_of_rows)(p.data(), keys, R - 1, b.data(), ld,
+                                                             c.data());
+          (by_key ? x.gradient_of_keys_visible : x.gradient_of_rows_visible)(
+              p.data(), keys, R - 1, b.data(), ld, visible.data(), c_visible.data());
           for (int64_t i = 0; i < rows; ++i) {
             for (int64_t j = 0; j < ld; ++j) {
               double sum = 0;

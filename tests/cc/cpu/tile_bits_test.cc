@@ -43,6 +43,10 @@ TEST(TileBits, LookEqualsThePredicate) {
 
     ASSERT_GE(seen.keys.begin, tile.begin);
     ASSERT_LE(seen.keys.end, tile.end);
+    ASSERT_EQ((seen.keys.begin - tile.begin) % kKeyPair, 0);
+    if (seen.keys.end < tile.end) {
+      ASSERT_EQ(seen.keys.size() % kKeyPair, 0);
+    }
     bool all = true;
     for (int64_t r = block.begin; r < block.end; ++r) {
       for (int64_t k = tile.begin; k < tile.end; ++k) {
