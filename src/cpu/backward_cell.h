@@ -214,10 +214,7 @@ class CellPass {
     products_.scores(s.qt + at * job_.key_ld, s.keys.KeyRows(tile.keys.begin), job_.key_ld, count,
                      p.score_dim(), vectors, s.p, nullptr);
     if (p.pse.kind != PseKind::kNone) {
-      const TileBias<T> bias =
-          ReadBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile);
-      k.add_bias(s.p, bias.values, bias.key_stride, count, job_.score_factor, job_.bias_factor,
-                 nullptr);
+      AddBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile, s.p, nullptr);
     }
     k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
     products_.scores(s.dyt + at * job_.value_ld, s.keys.ValueRows(tile.keys.begin), job_.value_ld,

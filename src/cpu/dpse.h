@@ -43,6 +43,13 @@ class PseGradient {
     if (slopes_.wanted()) return slopes_.Add(sequence, head, rows, keys, ds, tile);
     const int64_t ld = RoundUp(job_.tile_keys, kRowPadding);
     job_.k.transpose_back(ds, rows.size(), keys.size(), factor_.data(), tile.bias_rows, ld);
+    const PseRows all =
+        PseRowsAt(job_.problem, dpse_.strides, sequence, intervals, head, rows, keys);
+    if (!sums_ && all.even) {
+      char* to = static_cast<char*>(dpse_.data) + all.element * SizeOf(dpse_.dtype);
+      return job_.k.store(tile.bias_rows, ld, rows.size(), keys.size(), T{1},
+                          {to, dpse_.dtype, dpse_.strides.row, 1});
+    }
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const PseRow row = PseRowAt(job_.problem, dpse_.strides, sequence, intervals, head, r, keys);
       const T* from = tile.bias_rows + (r - rows.begin) * ld;

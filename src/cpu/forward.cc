@@ -139,10 +139,8 @@ class ForwardPass {
     products_.scores(block.qt, scratch.keys.KeyRows(tile.keys.begin), job_.key_ld, keys,
                      p.score_dim(), block.vectors, scratch.scores, scratch.tile_max);
     if (p.pse.kind != PseKind::kNone) {
-      const TileBias<T> bias =
-          ReadBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile);
-      k.add_bias(scratch.scores, bias.values, bias.key_stride, keys, job_.score_factor,
-                 job_.bias_factor, scratch.tile_max);
+      AddBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile, scratch.scores,
+              scratch.tile_max);
     }
     if (tile.partial) k.mask(scratch.scores, scratch.tile.visible, keys, scratch.tile_max);
     const bool rescale = k.online_softmax(scratch.scores, keys, job_.magnitude, scratch.tile_max,

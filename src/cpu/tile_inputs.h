@@ -1,6 +1,8 @@
 // What a tile reads besides query, key and value: its pse and its dropout bits.
 #pragma once
 
+#include <type_traits>
+
 #include "src/cpu/job.h"
 #include "src/cpu/scratch.h"
 
@@ -17,26 +19,19 @@ struct TileScratch {
     const int64_t tile = kind == PseKind::kDense || kind == PseKind::kCompressed
                              ? job.rows * RoundUp(job.tile_keys, kRowPadding)
                              : 0;
-    const int64_t line = kind == PseKind::kSlopes ? job.rows + job.tile_keys : 0;
+    const int64_t line_values = kind == PseKind::kSlopes ? job.rows + job.tile_keys : 0;
     bias_rows = arena.Take<T>(tile);
-    bias = arena.Take<T>(std::max(tile, line));
-    distance = arena.Take<double>(line);
+    line = arena.Take<T>(line_values);
+    distance = arena.Take<double>(line_values);
     distance_sums = arena.Take<double>(kind == PseKind::kSlopes ? job.rows : 0);
   }
   BitWord* visible;
   BitWord* keep;
   uint64_t* first;
-  T* bias_rows;           // [row][key]
-  T* bias;                // [key][row]; slopes: a line
-  double* distance;       // slopes: the line that bias is a multiple of
+  T* bias_rows;           // stored bias: [row][key]
+  T* line;                // slopes: the bias
+  double* distance;       // slopes: what the bias is a multiple of
   double* distance_sums;  // slopes: [row]
-};
-
-// The bias of a tile: that of its first key at `values`, of each further one `key_stride` later.
-template <typename T>
-struct TileBias {
-  const T* values;
-  int64_t key_stride;
 };
 
 // Where in the tensor pse (and dpse) a row of a tile begins: element index of (row, first key),
@@ -48,10 +43,21 @@ struct PseRow {
 PseRow PseRowAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
                 const RowIntervals& intervals, int64_t head, int64_t row, Span keys);
 
-// The pse of the tile. Slopes: `tile.distance` too, for the gradient.
+// The same for all rows of a block: where its first row begins, and whether the others follow
+// strides.row apart, all of them with all keys.
+struct PseRows {
+  int64_t element;
+  bool even;
+};
+PseRows PseRowsAt(const Problem& problem, const ScoreStrides& strides, const Sequence& sequence,
+                  const RowIntervals& intervals, int64_t head, Span rows, Span keys);
+
+// Adds the pse of the tile to its scores, as the kernels' add_bias does. Slopes: leaves
+// `tile.distance` for the gradient.
 template <typename T>
-TileBias<T> ReadBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
-                     int64_t head, Span rows, Span keys, TileScratch<T>& tile);
+void AddBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& intervals,
+             int64_t head, Span rows, Span keys, TileScratch<T>& tile, T* scores,
+             std::type_identity_t<T>* tile_max);
 
 // The keep bits of the tile, from Philox or from the caller's mask.
 template <typename T>

@@ -27,17 +27,21 @@ struct KernelTable {
   bool (*pack)(const SourceRows& src, int64_t rows, int64_t dim, T* dst, int64_t ld);
   // dst(r, c) = round(src[r][c] * factor), to nearest even.
   void (*store)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, const SinkRows& dst);
-  // dst[c][r] = src[r][c] * factor for rows < block_rows; absent rows become 0.
+  // dst[c][r] = src[r][c] * factor for rows < block_rows; absent rows become 0. Reads src, and
+  // writes dst, up to the next multiple of 4 channels.
   void (*transpose)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, T* dst);
-  // dst[r][c] = src[c][r] * row_factor[r]: the way back, for `rows` rows. `dim` and `ld` as in
-  // `dst`.
+  // dst[r][c] = src[c][r] * row_factor[r]: the way back. Reads src up to the next multiple of 4
+  // channels and writes as many, and rows up to the next whole vector.
   void (*transpose_back)(const T* src, int64_t rows, int64_t dim, const T* row_factor, T* dst,
                          int64_t ld);
 
-  // s = score_factor * s + bias_factor * bias; tile_max anew. The bias of a key lies `key_stride`
-  // elements after that of the key before, of any alignment: block_rows, or -1 for a line.
-  void (*add_bias)(T* s, const T* bias, int64_t key_stride, int64_t keys, T score_factor,
-                   T bias_factor, T* tile_max);
+  // s = score_factor * s + bias_factor * bias; tile_max anew (nullptr: not wanted). bias(row, key)
+  // has keys in channels, one element apart; it is read up to block_rows rows and the next multiple
+  // of 4 keys.
+  void (*add_bias)(T* s, const SourceRows& bias, int64_t keys, T score_factor, T bias_factor,
+                   T* tile_max);
+  // The same for the bias line[row - key].
+  void (*add_line)(T* s, const T* line, int64_t keys, T score_factor, T bias_factor, T* tile_max);
   // s = visible ? s : -inf; tile_max anew.
   void (*mask)(T* s, const BitWord* visible, int64_t keys, T* tile_max);
   // One step of the online softmax: with t = s * scale,

@@ -1,6 +1,6 @@
 // Between the caller's tensors and packed tiles: pack (any dtype, any strides -> padded rows of the
-// arithmetic type), store (the way back, one rounding to nearest even), and the transposes that put
-// query rows into lanes. The only kernels that know element types.
+// arithmetic type) and store (the way back, one rounding to nearest even). What an element type is,
+// is known here alone.
 #if defined(FUSION_ATTENTION_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_ROWS_INL_H_
 #undef FUSION_ATTENTION_ROWS_INL_H_
@@ -23,12 +23,11 @@ namespace hn = hwy::HWY_NAMESPACE;
 struct Float16 {
   using Bits = uint16_t;
   template <class D>
-  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
+  static HWY_INLINE hn::Vec<D> Widen(D d, hn::Vec<hn::Rebind<Bits, D>> v) {
 #if HWY_TARGET == HWY_SSE4
     // There is no instruction, and Highway 1.0.3's emulation knows neither infinity nor NaN.
     const hn::RebindToSigned<D> di;
-    const hn::Rebind<uint16_t, D> d16;
-    const auto bits = hn::PromoteTo(di, hn::LoadU(d16, p));
+    const auto bits = hn::PromoteTo(di, v);
     const auto sign = hn::ShiftLeft<16>(hn::And(bits, hn::Set(di, 0x8000)));
     const auto size = hn::ShiftLeft<13>(hn::And(bits, hn::Set(di, 0x7FFF)));
     // Times 2^112 moves the exponent's bias from 15 to 127 and makes subnormals normal; exact.
@@ -37,8 +36,7 @@ struct Float16 {
     const auto value = hn::IfThenElse(special, hn::Or(size, hn::Set(di, 0x7F800000)), moved);
     return hn::BitCast(d, hn::Or(value, sign));
 #else
-    const hn::Rebind<hwy::float16_t, D> d16;
-    return hn::PromoteTo(d, hn::LoadU(d16, reinterpret_cast<const hwy::float16_t*>(p)));
+    return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), v));
 #endif
   }
   template <class D>
@@ -74,10 +72,9 @@ struct Float16 {
 struct BFloat16 {
   using Bits = uint16_t;
   template <class D>
-  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
-    const hn::Rebind<uint16_t, D> d16;
+  static HWY_INLINE hn::Vec<D> Widen(D d, hn::Vec<hn::Rebind<Bits, D>> v) {
     const hn::RebindToUnsigned<D> d32;
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, p))));
+    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, v)));
   }
   // To nearest even by integer arithmetic; NaN keeps its sign and becomes quiet.
   template <class D>
@@ -100,8 +97,8 @@ template <typename T>
 struct Same {
   using Bits = T;
   template <class D>
-  static HWY_INLINE hn::Vec<D> Widen(D d, const Bits* p) {
-    return hn::LoadU(d, p);
+  static HWY_INLINE hn::Vec<D> Widen(D, hn::Vec<D> v) {
+    return v;
   }
   template <class D>
   static HWY_INLINE void Narrow(D d, hn::Vec<D> v, Bits* p) {
@@ -114,6 +111,7 @@ template <class Element, typename T>
 bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT dst, int64_t ld) {
   using Bits = typename Element::Bits;
   const hn::ScalableTag<T> d;
+  const hn::Rebind<Bits, decltype(d)> stored;
   const int64_t lanes = hn::Lanes(d);
   const auto zero = hn::Zero(d);
   // Stays +-0 while every value is finite, as 0 * inf and 0 * NaN are NaN. Gathered by OR, because
@@ -126,7 +124,8 @@ bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT ds
     const char* row = static_cast<const char*>(src.data) + r * src.row_stride * kBytes;
     T* HWY_RESTRICT to = dst + r * ld;
     for (int64_t c = 0; c < whole; c += lanes) {
-      const auto v = Element::Widen(d, reinterpret_cast<const Bits*>(row + c * kBytes));
+      const auto v =
+          Element::Widen(d, hn::LoadU(stored, reinterpret_cast<const Bits*>(row + c * kBytes)));
       poison = hn::Or(poison, hn::Mul(v, zero));
       hn::Store(v, d, to + c);
     }
@@ -135,7 +134,7 @@ bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT ds
       for (int64_t i = 0; i < HWY_MIN(lanes, dim - c); ++i) {
         std::memcpy(some + i, row + (c + i) * src.channel_stride * kBytes, kBytes);
       }
-      const auto v = Element::Widen(d, some);
+      const auto v = Element::Widen(d, hn::Load(stored, some));
       poison = hn::Or(poison, hn::Mul(v, zero));
       hn::Store(v, d, to + c);
     }
@@ -187,80 +186,6 @@ inline void StoreRows(const float* src, int64_t ld, int64_t rows, int64_t dim, f
 inline void StoreRows(const double* src, int64_t ld, int64_t rows, int64_t dim, double factor,
                       const SinkRows& dst) {
   StoreAs<Same<double>>(src, ld, rows, dim, factor, dst);
-}
-
-// Transposes one square of 128-bit vectors: 4 x 4 floats or 2 x 2 doubles. Half a cycle an element;
-// gathers or scalar stores need one to two.
-template <class D4, typename T = hn::TFromD<D4>>
-HWY_INLINE void TransposeSquare(D4 d, const T* HWY_RESTRICT src, int64_t src_stride,
-                                T* HWY_RESTRICT dst, int64_t dst_stride) {
-  if constexpr (sizeof(T) == 4) {
-    const auto r0 = hn::LoadU(d, src), r1 = hn::LoadU(d, src + src_stride);
-    const auto r2 = hn::LoadU(d, src + 2 * src_stride), r3 = hn::LoadU(d, src + 3 * src_stride);
-    const auto even_lo = hn::InterleaveLower(d, r0, r2), odd_lo = hn::InterleaveLower(d, r1, r3);
-    const auto even_hi = hn::InterleaveUpper(d, r0, r2), odd_hi = hn::InterleaveUpper(d, r1, r3);
-    hn::StoreU(hn::InterleaveLower(d, even_lo, odd_lo), d, dst);
-    hn::StoreU(hn::InterleaveUpper(d, even_lo, odd_lo), d, dst + dst_stride);
-    hn::StoreU(hn::InterleaveLower(d, even_hi, odd_hi), d, dst + 2 * dst_stride);
-    hn::StoreU(hn::InterleaveUpper(d, even_hi, odd_hi), d, dst + 3 * dst_stride);
-  } else {
-    const auto r0 = hn::LoadU(d, src), r1 = hn::LoadU(d, src + src_stride);
-    hn::StoreU(hn::InterleaveLower(d, r0, r1), d, dst);
-    hn::StoreU(hn::InterleaveUpper(d, r0, r1), d, dst + dst_stride);
-  }
-}
-
-// Both directions work on whole squares: sources and destinations are padded to kRowPadding.
-template <typename T>
-void Transpose(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T factor,
-               T* HWY_RESTRICT dst) {
-  const hn::ScalableTag<T> d;
-  const hn::CappedTag<T, 16 / sizeof(T)> d4;
-  constexpr int64_t kSide = 16 / sizeof(T);
-  const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  HWY_ALIGN T some[kSide * 16 / sizeof(T)];
-  const int64_t whole = rows / kSide * kSide;
-  const int64_t columns = RoundUp(dim, kSide);
-  for (int64_t c = 0; c < columns; c += kSide) {
-    for (int64_t r = 0; r < whole; r += kSide) {
-      TransposeSquare(d4, src + r * ld + c, ld, dst + c * block_rows + r, block_rows);
-    }
-    for (int64_t r = whole; r < block_rows; r += kSide) {
-      std::memset(some, 0, sizeof(some));
-      for (int64_t i = r; i < rows; ++i) {
-        std::memcpy(some + (i - r) * kSide, src + i * ld + c, kSide * sizeof(T));
-      }
-      TransposeSquare(d4, some, kSide, dst + c * block_rows + r, block_rows);
-    }
-  }
-  if (factor != T{1}) {
-    const auto f = hn::Set(d, factor);
-    for (int64_t i = 0; i < dim * block_rows; i += lanes) {
-      hn::Store(hn::Mul(hn::Load(d, dst + i), f), d, dst + i);
-    }
-  }
-}
-
-template <typename T>
-void TransposeBack(const T* HWY_RESTRICT src, int64_t rows, int64_t dim,
-                   const T* HWY_RESTRICT row_factor, T* HWY_RESTRICT dst, int64_t ld) {
-  const hn::ScalableTag<T> d;
-  const hn::CappedTag<T, 16 / sizeof(T)> d4;
-  constexpr int64_t kSide = 16 / sizeof(T);
-  const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  for (int64_t r = 0; r < RoundUp(rows, kSide); r += kSide) {
-    for (int64_t c = 0; c < RoundUp(dim, kSide); c += kSide) {
-      TransposeSquare(d4, src + c * block_rows + r, block_rows, dst + r * ld + c, ld);
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    const auto f = hn::Set(d, row_factor[r]);
-    for (int64_t c = 0; c < ld; c += lanes) {
-      hn::Store(hn::Mul(hn::Load(d, dst + r * ld + c), f), d, dst + r * ld + c);
-    }
-  }
 }
 
 }  // namespace HWY_NAMESPACE

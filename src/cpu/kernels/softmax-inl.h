@@ -1,4 +1,4 @@
-// What happens to a tile of scores between the products: bias, mask, online softmax, dropout, and
+// What happens to a tile of scores between the products: mask, online softmax, dropout, and
 // the backward pass's probabilities and score gradients. Rows lie in lanes, so everything here is
 // element-wise. Masks and dropout select, they never multiply: a NaN behind a mask is gone.
 #if defined(FUSION_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -34,28 +34,6 @@ HWY_INLINE hn::Mask<D> RowsWithBit(D d, const BitWord* words, int64_t key) {
   } else {
     const hn::Rebind<BitWord, D> d32;
     return hn::RebindMask(d, hn::TestBit(hn::PromoteTo(du, hn::LoadU(d32, words)), bit));
-  }
-}
-
-template <typename T>
-void AddBias(T* HWY_RESTRICT s, const T* HWY_RESTRICT bias, int64_t key_stride, int64_t keys,
-             T score_factor, T bias_factor, T* HWY_RESTRICT tile_max) {
-  const hn::ScalableTag<T> d;
-  const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  // bias_factor is 1, -1 or 0: its product is exact, and the multiply-add rounds once.
-  const auto of_score = hn::Set(d, score_factor);
-  const auto of_bias = hn::Set(d, bias_factor);
-  for (int64_t j = 0; j < block_rows; j += lanes) {
-    auto max = hn::Set(d, kMinusInfinity<T>);
-    for (int64_t n = 0; n < keys; ++n) {
-      T* p = s + n * block_rows + j;
-      const auto b = hn::Mul(of_bias, hn::LoadU(d, bias + n * key_stride + j));
-      const auto t = hn::MulAdd(of_score, hn::Load(d, p), b);
-      hn::Store(t, d, p);
-      max = hn::Max(max, t);
-    }
-    if (tile_max != nullptr) hn::Store(max, d, tile_max + j);
   }
 }
 
@@ -198,34 +176,6 @@ void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
       hn::Store(ds, d, dn);
     }
   }
-}
-
-template <typename T>
-void LineProducts(const T* HWY_RESTRICT ds, const double* HWY_RESTRICT line, int64_t keys,
-                  double* HWY_RESTRICT sums) {
-  const hn::ScalableTag<double> d;
-  const hn::Rebind<T, decltype(d)> source;
-  using V = hn::Vec<decltype(d)>;
-  const int64_t lanes = hn::Lanes(d);
-  constexpr int kVectors = kBlockVectors * sizeof(double) / sizeof(T);
-  const int64_t block_rows = kVectors * lanes;
-  V sum[kVectors];
-#pragma GCC unroll 32
-  for (int j = 0; j < kVectors; ++j) sum[j] = hn::Zero(d);
-  for (int64_t n = 0; n < keys; ++n) {
-#pragma GCC unroll 32
-    for (int j = 0; j < kVectors; ++j) {
-      const auto g = hn::LoadU(source, ds + n * block_rows + j * lanes);
-      const V distance = hn::LoadU(d, line + j * lanes - n);
-      if constexpr (sizeof(T) == sizeof(double)) {
-        sum[j] = hn::MulAdd(g, distance, sum[j]);
-      } else {
-        sum[j] = hn::MulAdd(hn::PromoteTo(d, g), distance, sum[j]);
-      }
-    }
-  }
-#pragma GCC unroll 32
-  for (int j = 0; j < kVectors; ++j) hn::Store(sum[j], d, sums + j * lanes);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -6,10 +6,12 @@
 #define FUSION_ATTENTION_TABLE_INL_H_
 #endif
 
+#include "src/cpu/kernels/bias-inl.h"
 #include "src/cpu/kernels/dropout-inl.h"
 #include "src/cpu/kernels/products-inl.h"
 #include "src/cpu/kernels/rows-inl.h"
 #include "src/cpu/kernels/softmax-inl.h"
+#include "src/cpu/kernels/transpose-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fusion_attention::cpu {
@@ -40,7 +42,8 @@ const KernelTable<T>& Table() {
       .store = StoreRows,
       .transpose = Transpose<T>,
       .transpose_back = TransposeBack<T>,
-      .add_bias = AddBias<T>,
+      .add_bias = AddBias,
+      .add_line = AddLine<T>,
       .mask = MaskScores<T>,
       .online_softmax = OnlineSoftmax<T>,
       .drop = Drop<T>,

@@ -171,30 +171,64 @@ TYPED_TEST(Kernels, ScoresAreDotProducts) {
   }
 }
 
-// A bias of every key's own row, and a line, which kernels read backwards from key to key.
+// A stored bias with its own row stride at an odd address, and a line, which kernels read backwards
+// from key to key.
 TYPED_TEST(Kernels, BiasIsAddedBeforeOrAfterTheScale) {
   using T = TypeParam;
   for (const int64_t target : Targets()) {
     const auto& k = *KernelsOf<T>(target);
     const int64_t R = k.block_rows;
     for (const int64_t keys : kKeys) {
-      Array<T> s = this->RandomArray(keys * R), bias = this->RandomArray(keys * R), max(R);
+      const int64_t ld = RoundUp(keys, 4) + 1;
+      Array<T> s = this->RandomArray((keys + kKeyPadding) * R),
+               bias = this->RandomArray(R * ld + 1), max(R);
+      const DType dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
       for (const auto& [score_factor, bias_factor] :
            {std::pair{T{1}, T{-1}}, std::pair{T{0.3}, T{1}}, std::pair{T{0}, T{1}}}) {
-        for (const int64_t stride : {R, int64_t{-1}}) {
-          const T* first = stride == R ? bias.data() : bias.data() + keys - 1;
-          Array<T> t(keys * R);
+        for (const bool is_line : {false, true}) {
+          Array<T> t((keys + kKeyPadding) * R);
           std::copy_n(s.data(), keys * R, t.data());
-          k.add_bias(t.data(), first, stride, keys, score_factor, bias_factor, max.data());
+          if (is_line) {
+            k.add_line(t.data(), bias.data() + keys - 1, keys, score_factor, bias_factor,
+                       max.data());
+          } else {
+            k.add_bias(t.data(), {bias.data() + 1, dtype, ld, 1}, keys, score_factor, bias_factor,
+                       max.data());
+          }
           for (int64_t r = 0; r < R; ++r) {
             T largest = -std::numeric_limits<T>::infinity();
             for (int64_t n = 0; n < keys; ++n) {
+              const T added = is_line ? bias[keys - 1 + r - n] : bias[1 + r * ld + n];
               const double expected =
-                  double{score_factor} * s[n * R + r] + double{bias_factor} * first[n * stride + r];
+                  double{score_factor} * s[n * R + r] + double{bias_factor} * added;
               ASSERT_NEAR(t[n * R + r], expected, 4 * std::numeric_limits<T>::epsilon());
               largest = std::max(largest, t[n * R + r]);
             }
             ASSERT_EQ(max[r], largest);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Every 16-bit number, read in transposed squares, is what pack makes of it.
+TEST(Kernels16, BiasOf16BitsIsExact) {
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<float>(target);
+    const int64_t R = k.block_rows;
+    const int64_t keys = 64;
+    for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+      for (int64_t start = 0; start < (1 << 16); start += R * keys) {
+        Array<uint16_t> bias(R * keys);
+        for (int64_t i = 0; i < R * keys; ++i) bias[i] = static_cast<uint16_t>(start + i);
+        Array<float> packed(R * keys), s((keys + kKeyPadding) * R);
+        k.pack({bias.data(), dtype, keys, 1}, R, keys, packed.data(), keys);
+        k.add_bias(s.data(), {bias.data(), dtype, keys, 1}, keys, 0, 1, nullptr);
+        for (int64_t r = 0; r < R; ++r) {
+          for (int64_t n = 0; n < keys; ++n) {
+            const float expected = packed[r * keys + n];
+            ASSERT_TRUE(std::isnan(expected) ? std::isnan(s[n * R + r]) : s[n * R + r] == expected);
           }
         }
       }
