@@ -11,33 +11,41 @@ LIBRARY = (
 )
 SLICE_SECONDS = 0.5e-3
 _PROBE_ITERATIONS = 20_000
+_PROBES = 20
 
 
 class FmaPeak:
-    """Slices of pure multiply-adds in the SIMD width that is fastest on this machine."""
+    """Slices of pure multiply-adds in the SIMD width of a target."""
 
-    def __init__(self, threads: int) -> None:
-        """Loads the library, picks the width and fits a slice to `SLICE_SECONDS`."""
+    def __init__(self, threads: int, target: str) -> None:
+        """Loads the library and fits a slice to `SLICE_SECONDS`."""
         if not LIBRARY.exists():
             raise SystemExit(f"{LIBRARY} is missing; scripts/bench builds it")
         library = ctypes.CDLL(str(LIBRARY))
         self._slice = library.FmaPeakSlice
         self._slice.restype = ctypes.c_double
         self._slice.argtypes = [ctypes.c_int32, ctypes.c_int32, ctypes.c_int64]
-        widths = (ctypes.c_int32 * 8)()
-        count = library.FmaPeakWidths(widths, len(widths))
 
         self.threads = threads
+        self.width = width_of(target)
         self._iterations = _PROBE_ITERATIONS
-        self.width = max(widths[:count], key=self._probe)
-        begin = time.perf_counter()
-        self._slice(self.width, 1, _PROBE_ITERATIONS)
-        seconds = time.perf_counter() - begin
-        self._iterations = max(1, int(_PROBE_ITERATIONS * SLICE_SECONDS / seconds))
-
-    def _probe(self, width: int) -> float:
-        return max(self._slice(width, self.threads, _PROBE_ITERATIONS) for _ in range(20))
+        seconds = []
+        for _ in range(_PROBES):  # the first is slow: the clock of the CPU rises
+            begin = time.perf_counter()
+            self._slice(self.width, 1, _PROBE_ITERATIONS)
+            seconds.append(time.perf_counter() - begin)
+        self._iterations = max(1, int(_PROBE_ITERATIONS * SLICE_SECONDS / min(seconds)))
 
     def slice(self) -> float:
         """Runs one slice on all threads and returns its speed in flop/s."""
         return self._slice(self.width, self.threads, self._iterations)
+
+
+def width_of(target: str) -> int:
+    """The bits of a vector of a SIMD target.
+
+    Example:
+        >>> width_of("avx512"), width_of("avx2"), width_of("neon")
+        (512, 256, 128)
+    """
+    return 512 if target.startswith("avx512") else 256 if target == "avx2" else 128

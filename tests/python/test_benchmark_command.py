@@ -1,5 +1,6 @@
 """The benchmark: what it counts and checks, and the forms of its report. Never how long it took."""
 
+import itertools
 import json
 import pathlib
 import subprocess
@@ -16,6 +17,7 @@ from fusion_attention.benchmark import against_torch
 from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch, dense_mask
+from fusion_attention.benchmark.masks import CAUSAL, Mask
 from fusion_attention.benchmark.verify import verify
 from fusion_attention.cli import bench
 
@@ -98,8 +100,10 @@ def test_what_the_operator_refuses_is_one_line(capsys: pytest.CaptureFixture[str
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Ours.attention
+
     def wrong(self: Ours, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return Torch.attention(self, query, key, value * 1.01)
+        return right(self, query, key, value * 1.01)
 
     monkeypatch.setattr(Ours, "attention", wrong)
     with pytest.raises(FeatureError, match=r"out is off by"):
@@ -107,10 +111,18 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CASES = [
-    Case(head_dim=8, q_heads=4, kv_heads=2, q_len=17, kv_len=31, causal=True),
+    Case(head_dim=8, q_heads=4, kv_heads=2, q_len=17, kv_len=31, mask=CAUSAL),
     Case(head_dim=8, layout="BSH", batch=2, q_len=20, kv_len=20, dtype=torch.float16),
-    Case(head_dim=8, layout="TND", lengths=(5, 9), q_len=14, kv_len=14, causal=True),
+    Case(head_dim=8, layout="TND", lengths=(5, 9), q_len=14, kv_len=14, mask=CAUSAL),
     Case(head_dim=8, q_len=64, kv_len=64, keep_prob=0.5),
+    Case(head_dim=8, value_dim=5, layout="SBH", batch=2, q_len=20, kv_len=20),
+    Case(head_dim=8, layout="BSND", q_len=33, kv_len=40, mask=Mask("band", 9)),
+    Case(head_dim=8, batch=2, q_len=33, kv_len=40, mask=Mask("prefix", 11)),
+    Case(head_dim=8, layout="TND", lengths=(25, 9), q_len=34, kv_len=34, mask=Mask("band", 4)),
+    Case(head_dim=8, q_len=33, kv_len=40, mask=Mask("random")),
+    Case(head_dim=8, q_len=33, kv_len=40, mask=Mask("blocks", 16), dtype=torch.bfloat16),
+    Case(head_dim=8, q_len=33, kv_len=40, bias="constant"),
+    Case(head_dim=8, q_len=33, kv_len=40, bias="learned", mask=CAUSAL),
 ]
 
 
@@ -123,12 +135,33 @@ def test_cases_count_their_pairs_and_are_right(case: Case) -> None:
     verify(case, inputs, Ours(case, inputs))
 
 
+def test_torch_computes_the_same_cases() -> None:
+    for case in CASES:
+        if case.keep_prob == 1:
+            inputs = Inputs(case)
+            eps = torch.finfo(case.dtype).eps
+            ours, theirs = (kind(case, inputs).results() for kind in (Ours, Torch))
+            if case.bias == "learned":  # torch's bias is added after scaling
+                theirs[4] *= case.head_dim**-0.5
+            for mine, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(mine, other, rtol=16 * eps, atol=16 * eps)
+
+
 def test_slices_take_turns() -> None:
     order = []
     work = [lambda: order.append("a"), lambda: order.append("b")]
     times = take_turns(work, 0, between=lambda: order.append("-"))
     assert "".join(order) == "ab" + "a-b-" * 3
     assert [len(x) for x in times] == [3, 3]
+
+
+def test_short_pieces_are_run_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(step=0.25)  # every look at the clock, and so every run, takes 0.25 s
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    order = []
+    (times,) = take_turns([lambda: order.append("a")], 0, shortest=1)
+    assert len(order) == 2 + 3 * 4
+    assert times == [0.25 / 4] * 3
 
 
 def test_the_developers_benchmark_shares_these_parts() -> None:

@@ -17,6 +17,7 @@ from fusion_attention import __version__, _library, _machine
 from fusion_attention.benchmark.cases import DTYPE_NAMES, Case, Direction
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch
+from fusion_attention.benchmark.masks import CAUSAL, FULL
 from fusion_attention.benchmark.verify import verify
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -67,7 +68,7 @@ def cases(lengths: Sequence[int], dtypes: Sequence[str], heads: int, head_dim: i
     return [
         Case(
             head_dim=head_dim,
-            causal=causal,
+            mask=CAUSAL if causal else FULL,
             dtype=DTYPES[dtype],
             q_heads=heads,
             kv_heads=heads,
@@ -86,18 +87,9 @@ def check(problems: Sequence[Case]) -> None:
     Raises:
         FeatureError: They are not.
     """
-    kinds = {(case.dtype, case.causal): case for case in problems}
-    for (dtype, causal), case in kinds.items():
-        length = min(case.q_len, _CHECKED_LENGTH)
-        short = Case(
-            head_dim=case.head_dim,
-            causal=causal,
-            dtype=dtype,
-            q_heads=case.q_heads,
-            kv_heads=case.kv_heads,
-            q_len=length,
-            kv_len=length,
-        )
+    kinds = {(case.dtype, case.mask): case for case in problems}
+    for case in kinds.values():
+        short = case.shortened(_CHECKED_LENGTH)
         inputs = Inputs(short)
         verify(short, inputs, Ours(short, inputs))
 
@@ -115,7 +107,7 @@ def measure(problems: Sequence[Case], seconds: float) -> Iterator[Row]:
             yield Row(
                 length=case.q_len,
                 dtype=DTYPE_NAMES[case.dtype],
-                causal=case.causal,
+                causal=case.mask == CAUSAL,
                 direction=direction,
                 ours=statistics.median(ours),
                 torch=statistics.median(theirs),

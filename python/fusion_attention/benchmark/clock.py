@@ -11,6 +11,7 @@ ROUNDS_AT_LEAST = 3
 def take_turns(
     runs: Sequence[Callable[[], object]],
     seconds: float,
+    shortest: float = 0.0,
     between: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
     """Runs each piece of work in turn for so many seconds, and at least three times.
@@ -18,6 +19,7 @@ def take_turns(
     Args:
         runs: The pieces of work. Each is run once before the clock starts.
         seconds: How long all of them together may take.
+        shortest: A piece of fewer seconds is run so often in a slice, and the slice is their mean.
         between: Called after each slice, outside its time.
 
     Returns:
@@ -29,13 +31,21 @@ def take_turns(
         (3, 3)
     """
     times: list[list[float]] = [[] for _ in runs]
+    repeats = []
     for run in runs:
         run()
+        repeats.append(max(1, round(shortest / _seconds(run, 1))) if shortest else 1)
     end = time.perf_counter() + seconds
     while len(times[0]) < ROUNDS_AT_LEAST or time.perf_counter() < end:
-        for run, slices in zip(runs, times, strict=True):
-            begin = time.perf_counter()
-            run()
-            slices.append(time.perf_counter() - begin)
+        for run, repeat, slices in zip(runs, repeats, times, strict=True):
+            slices.append(_seconds(run, repeat))
             between()
     return times
+
+
+def _seconds(run: Callable[[], object], repeat: int) -> float:
+    """The time of one run, as the mean of so many."""
+    begin = time.perf_counter()
+    for _ in range(repeat):
+        run()
+    return (time.perf_counter() - begin) / repeat

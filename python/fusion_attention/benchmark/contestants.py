@@ -5,101 +5,118 @@ Both get the same tensors in the layout of the case. Knows no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fusion_attention import npu_fusion_attention
-from fusion_attention._masks import causal_mask
+from fusion_attention._masks import Structure
 from fusion_attention.benchmark.cases import Case, Direction
-
-Tensors = tuple[Tensor, Tensor, Tensor]
+from fusion_attention.benchmark.masks import Mask
 
 
 class Inputs:
-    """Random query, key, value and output gradient of a case, as [B, N, S, D]."""
+    """Random tensors of a case: query, key, value and output gradient as [B, N, S, D], the bias."""
 
     def __init__(self, case: Case) -> None:
         """Draws the tensors from a fixed seed."""
         generator = torch.Generator().manual_seed(0)
 
-        def draw(heads: int, tokens: int) -> Tensor:
-            shape = (case.batch, heads, tokens, case.head_dim)
+        def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(case.dtype)
 
-        self.query = draw(case.q_heads, case.q_len)
-        self.key = draw(case.kv_heads, case.kv_len)
-        self.value = draw(case.kv_heads, case.kv_len)
-        self.dy = draw(case.q_heads, case.q_len)
-
-    def leaves(self, to_layout: Callable[[Tensor], Tensor]) -> Tensors:
-        """Fresh leaf tensors of query, key and value in a layout."""
-        return tuple(
-            to_layout(x).contiguous().requires_grad_() for x in (self.query, self.key, self.value)
-        )
+        self.query = draw(case.batch, case.q_heads, case.q_len, case.head_dim)
+        self.key = draw(case.batch, case.kv_heads, case.kv_len, case.head_dim)
+        self.value = draw(case.batch, case.kv_heads, case.kv_len, case.out_dim)
+        self.dy = draw(case.batch, case.q_heads, case.q_len, case.out_dim)
+        self.bias = None
+        if case.bias != "none":
+            self.bias = draw(1, case.q_heads, case.q_len, case.kv_len)
 
 
 def dense_mask(case: Case) -> Tensor | None:
     """The [Sq, Skv] bool mask of a case, True where a key is visible; None where every key is."""
     if not case.lengths:
-        if not case.causal:
-            return None
-        ones = torch.ones(case.q_len, case.kv_len, dtype=torch.bool)
-        return ones.tril(case.kv_len - case.q_len)
-    blocks = [torch.ones(n, n, dtype=torch.bool) for n in case.lengths]
-    mask = torch.block_diag(*blocks).bool()
-    return mask.tril() if case.causal else mask
+        return case.mask.visible(case.q_len, case.kv_len)
+    blocks = []
+    for length in case.lengths:
+        visible = case.mask.visible(length, length)
+        blocks.append(torch.ones(length, length) if visible is None else visible)
+    return torch.block_diag(*blocks).bool()
 
 
 class Contestant:
     """A case made ready to run: call `run` any number of times."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
-        """Brings the inputs into the layout and runs forward once for the backward graph."""
+        """Brings the inputs into the layout."""
         self.case = case
-        self.leaves = inputs.leaves(self.to_layout)
+        self.leaves = [
+            self.to_layout(x).contiguous().requires_grad_()
+            for x in (inputs.query, inputs.key, inputs.value)
+        ]
         self.dy = self.to_layout(inputs.dy).contiguous()
-        self.mask = self.make_mask()
-        self.out = self.attention(*self.leaves)
+        self.bias = self.make_bias(inputs.bias)
+        if case.bias == "learned":
+            self.leaves.append(self.bias.requires_grad_())
 
-    def make_mask(self) -> Tensor | None:
-        """The mask in the form that costs this contestant least."""
+    def make_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias of the inputs in the form that this contestant reads, a tensor of its own."""
         raise NotImplementedError
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The output in the layout of the case, recorded for autograd unless that is off."""
         raise NotImplementedError
 
+    @functools.cached_property
+    def out(self) -> Tensor:
+        """A recorded output: what backward starts from."""
+        return self.attention(*self.leaves[:3])
+
     def to_layout(self, x: Tensor) -> Tensor:
         """[B, N, S, D] -> the layout of the case."""
-        if self.case.layout == "BNSD":
-            return x
-        x = x.transpose(1, 2)
-        return x.flatten(2) if self.case.layout == "BSH" else x.flatten(0, 1)
+        match self.case.layout:
+            case "BNSD":
+                return x
+            case "BSND":
+                return x.transpose(1, 2)
+            case "BSH":
+                return x.transpose(1, 2).flatten(2)
+            case "SBH":
+                return x.permute(2, 0, 1, 3).flatten(2)
+            case "TND":
+                return x.transpose(1, 2).flatten(0, 1)
 
-    def from_layout(self, x: Tensor) -> Tensor:
+    def from_layout(self, x: Tensor, heads: int) -> Tensor:
         """The layout of the case -> [B, N, S, D], without a copy."""
-        if self.case.layout == "BNSD":
-            return x
-        if self.case.layout == "BSH":
-            return x.unflatten(2, (-1, self.case.head_dim)).transpose(1, 2)
-        return x.unsqueeze(0).transpose(1, 2)
+        match self.case.layout:
+            case "BNSD":
+                return x
+            case "BSND":
+                return x.transpose(1, 2)
+            case "BSH":
+                return x.unflatten(2, (heads, -1)).transpose(1, 2)
+            case "SBH":
+                return x.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
+            case "TND":
+                return x.unsqueeze(0).transpose(1, 2)
 
     def forward(self) -> Tensor:
         """One forward call, as in inference."""
         with torch.no_grad():
-            return self.attention(*self.leaves)
+            return self.attention(*self.leaves[:3])
 
-    def backward(self) -> Tensors:
-        """The gradients of query, key and value."""
+    def backward(self) -> tuple[Tensor, ...]:
+        """The gradients of query, key, value and of a learned bias."""
         return torch.autograd.grad(self.out, self.leaves, self.dy, retain_graph=True)
 
-    def training(self) -> Tensors:
+    def training(self) -> tuple[Tensor, ...]:
         """Output and gradients, as in a training step."""
-        return torch.autograd.grad(self.attention(*self.leaves), self.leaves, self.dy)
+        return torch.autograd.grad(self.attention(*self.leaves[:3]), self.leaves, self.dy)
 
     def run(self, direction: Direction) -> object:
         """One slice of work."""
@@ -108,52 +125,111 @@ class Contestant:
         ]()
 
     def results(self) -> list[Tensor]:
-        """Output and gradients as [B, N, S, D] in double, to compare contestants."""
-        return [self.from_layout(x).double() for x in (self.forward(), *self.backward())]
+        """Output and gradients, [B, N, S, D] and the bias's own shape, in double, to compare."""
+        dq, dk, dv, *dbias = self.backward()
+        of_query = [self.from_layout(x, self.case.q_heads) for x in (self.forward(), dq)]
+        of_key = [self.from_layout(x, self.case.kv_heads) for x in (dk, dv)]
+        return [x.double() for x in (*of_query, *of_key, *dbias)]
 
 
 class Ours(Contestant):
     """npu_fusion_attention."""
 
-    def make_mask(self) -> Tensor | None:
-        """The compressed causal mask, which is never read per tile."""
-        return causal_mask() if self.case.causal else None
+    def make_bias(self, bias: Tensor | None) -> Tensor | None:
+        """A copy: it is added before scaling."""
+        return None if bias is None else bias.clone()
+
+    @functools.cached_property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments but the tensors."""
+        case, mask = self.case, self.case.mask
+        arguments = {"scale": case.head_dim**-0.5, "keep_prob": case.keep_prob, "pse": self.bias}
+        arguments |= structure(mask, case.batch).arguments()
+        if mask.is_dense:
+            hidden = ~mask.visible(case.q_len, case.kv_len)
+            arguments |= {"atten_mask": hidden, "sparse_mode": 1}
+        if case.lengths:
+            ends = list(accumulate(case.lengths))
+            arguments |= {"actual_seq_qlen": ends, "actual_seq_kvlen": ends}
+        if case.keep_prob < 1:
+            arguments["seed"] = 1  # every call drops the same weights, so that they can be checked
+        return arguments
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One call."""
-        ends = list(accumulate(self.case.lengths)) or None
-        return npu_fusion_attention(
-            query,
-            key,
-            value,
-            self.case.q_heads,
-            self.case.layout,
-            atten_mask=self.mask,
-            scale=self.case.head_dim**-0.5,
-            keep_prob=self.case.keep_prob,
-            actual_seq_qlen=ends,
-            actual_seq_kvlen=ends,
-            sparse_mode=3 if self.case.causal else 0,
-            seed=1,  # with dropout, every call drops the same weights, so that they can be checked
-        )[0]
+        case = self.case
+        return npu_fusion_attention(query, key, value, case.q_heads, case.layout, **self.arguments)[
+            0
+        ]
+
+
+def structure(mask: Mask, batch: int) -> Structure:
+    """The sparse mode that computes a mask by itself; mode 0, which hides nothing, for the others.
+
+    Example:
+        >>> structure(Mask("band", 512), 1)
+        Structure(sparse_mode=4, pre_tockens=511, next_tockens=0, prefix=None)
+    """
+    match mask.kind:
+        case "causal":
+            return Structure(3)
+        case "band":
+            return Structure(4, pre_tockens=mask.size - 1, next_tockens=0)
+        case "prefix":
+            return Structure(6, prefix=(mask.size,) * batch)
+        case _:
+            return Structure(0)
 
 
 class Torch(Contestant):
-    """scaled_dot_product_attention on views of the same memory."""
+    """scaled_dot_product_attention on views of the same memory, in one call.
 
-    def make_mask(self) -> Tensor | None:
-        """None where `is_causal` says it, else a dense mask."""
-        return dense_mask(self.case) if self.case.lengths else None
+    What `is_causal` cannot say is a dense mask: bands, prefixes, packed sequences.
+    """
+
+    def make_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias as torch's mask, which is added after scaling."""
+        return None if bias is None else bias * self.case.head_dim**-0.5
+
+    @functools.cached_property
+    def is_causal(self) -> bool:
+        """Whether torch's own causal mask, which counts from the top left, says it."""
+        case = self.case
+        square = case.q_len == case.kv_len and not case.lengths
+        return case.mask.kind == "causal" and square and self.bias is None
+
+    @functools.cached_property
+    def visible(self) -> Tensor | None:
+        """The dense mask, None where none is needed."""
+        return None if self.is_causal else dense_mask(self.case)
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One call."""
+        case, mask = self.case, self.visible
+        if self.bias is not None:
+            mask = self.bias if mask is None else self.bias.masked_fill(~mask, float("-inf"))
         out = F.scaled_dot_product_attention(
-            self.from_layout(query),
-            self.from_layout(key),
-            self.from_layout(value),
-            attn_mask=self.mask,
-            dropout_p=1 - self.case.keep_prob,
-            is_causal=self.case.causal and self.mask is None,
-            enable_gqa=self.case.q_heads != self.case.kv_heads,
+            self.from_layout(query, case.q_heads),
+            self.from_layout(key, case.kv_heads),
+            self.from_layout(value, case.kv_heads),
+            attn_mask=mask,
+            dropout_p=1 - case.keep_prob,
+            is_causal=self.is_causal,
+            enable_gqa=case.q_heads != case.kv_heads,
         )
         return self.to_layout(out)
+
+
+class TorchLoop(Torch):
+    """scaled_dot_product_attention on packed sequences, one call for each."""
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """All calls."""
+        case = self.case
+        outs = [
+            F.scaled_dot_product_attention(
+                *(x.transpose(0, 1)[None] for x in tensors), is_causal=case.mask.kind == "causal"
+            )[0].transpose(0, 1)
+            for tensors in zip(*(x.split(case.lengths) for x in (query, key, value)), strict=True)
+        ]
+        return torch.cat(outs)

@@ -10,15 +10,21 @@ from fusion_attention._errors import FeatureError
 from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.contestants import Inputs, Ours, dense_mask
 
-RESULT_NAMES = ("out", "dq", "dk", "dv")
+RESULT_NAMES = ("out", "dq", "dk", "dv", "dpse")
 
 
 def exact_results(case: Case, inputs: Inputs, kept: Tensor | None) -> list[Tensor]:
     """Output and gradients in double, straight from the definition; `kept` are the kept weights."""
-    leaves = [x.double().requires_grad_() for x in (inputs.query, inputs.key, inputs.value)]
+    tensors = [inputs.query, inputs.key, inputs.value]
+    if case.bias == "learned":
+        tensors.append(inputs.bias)
+    leaves = [x.double().requires_grad_() for x in tensors]
     group = case.q_heads // case.kv_heads
-    query, key, value = leaves[0], *(x.repeat_interleave(group, 1) for x in leaves[1:])
-    scores = query @ key.mT * case.head_dim**-0.5
+    query, key, value = leaves[0], *(x.repeat_interleave(group, 1) for x in leaves[1:3])
+    scores = query @ key.mT
+    if inputs.bias is not None:
+        scores = scores + (leaves[3] if case.bias == "learned" else inputs.bias.double())
+    scores = scores * case.head_dim**-0.5
     if (visible := dense_mask(case)) is not None:
         scores = scores.masked_fill(~visible, float("-inf"))
     weights = scores.softmax(-1)
@@ -30,15 +36,15 @@ def exact_results(case: Case, inputs: Inputs, kept: Tensor | None) -> list[Tenso
 
 def kept_weights(case: Case, ours: Ours) -> Tensor:
     """Which weights our dropout keeps, [B, N, Sq, Skv]: read off with unit vectors as values."""
-    query, key, value = ours.leaves
+    query, key, value = ours.leaves[:3]
     columns = []
-    for begin in range(0, case.kv_len, case.head_dim):
-        unit = torch.eye(case.kv_len, dtype=case.dtype)[:, begin : begin + case.head_dim]
-        unit = F.pad(unit, (0, case.head_dim - unit.shape[1]))
+    for begin in range(0, case.kv_len, case.out_dim):
+        unit = torch.eye(case.kv_len, dtype=case.dtype)[:, begin : begin + case.out_dim]
+        unit = F.pad(unit, (0, case.out_dim - unit.shape[1]))
         values = ours.to_layout(unit.expand(case.batch, case.kv_heads, -1, -1)).contiguous()
         assert values.shape == value.shape
         with torch.no_grad():
-            columns.append(ours.from_layout(ours.attention(query, key, values)))
+            columns.append(ours.from_layout(ours.attention(query, key, values), case.q_heads))
     return torch.cat(columns, -1)[..., : case.kv_len] > 0
 
 
@@ -57,8 +63,8 @@ def verify(case: Case, inputs: Inputs, ours: Ours) -> None:
         if abs(rate - case.keep_prob) > 6 * spread:
             raise FeatureError(f"{case.name}: {rate:.5f} of the weights are kept")
     bound = torch.finfo(case.dtype).eps + 16 * torch.finfo(torch.float32).eps
-    exact_tensors = exact_results(case, inputs, kept)
-    for name, result, exact in zip(RESULT_NAMES, ours.results(), exact_tensors, strict=True):
+    tensors = zip(ours.results(), exact_results(case, inputs, kept), strict=True)
+    for name, (result, exact) in zip(RESULT_NAMES, tensors, strict=False):  # dpse may be missing
         error = ((result - exact).square().mean() / exact.square().mean()).sqrt().item()
         if not error <= bound:
             raise FeatureError(
