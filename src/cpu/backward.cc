@@ -81,7 +81,9 @@ class BackwardPass {
     const int64_t block_bytes =
         job_.rows * (3 * job_.key_ld + 2 * job_.value_ld) * static_cast<int64_t>(sizeof(T));
     Cut cut;
-    cut.segment_blocks = std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, 8);
+    const int64_t most_blocks = std::min<int64_t>((max_q_ + job_.rows - 1) / job_.rows, 8);
+    cut.segment_blocks = std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1,
+                                             std::max<int64_t>(most_blocks, 1));
     cut.column_keys = (2 << 20) / std::max<int64_t>(KeyRowBytes(), 1);
     if (!by_head_) {
       // Enough cells on an anti-diagonal that all workers find one, and columns small enough that

@@ -37,7 +37,8 @@ struct Job {
         k(kernels),
         mask(p, in.atten_mask),
         rows(kernels.block_rows),
-        tile_keys(TileKeys(p.score_dim())),
+        tile_keys(
+            std::min(TileKeys(p.score_dim()), RoundUp(std::max<int64_t>(p.kv_len, 1), kWordBits))),
         key_ld(RoundUp(p.score_dim(), kRowPadding)),
         value_ld(RoundUp(p.value_dim, kRowPadding)),
         scale(static_cast<T>(p.scale)),
@@ -56,7 +57,7 @@ struct Job {
   const KernelTable<T>& k;
   MaskReader mask;
   int64_t rows;       // query rows of a block
-  int64_t tile_keys;  // keys of a tile
+  int64_t tile_keys;  // keys of a tile; fewer where one holds all, so that little is cleared
   int64_t key_ld;     // row strides of packed query / key and of packed value / dy rows
   int64_t value_ld;
   T scale;

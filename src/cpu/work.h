@@ -1,7 +1,11 @@
 // Runs independent pieces of work on lent threads.
 #pragma once
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#else
 #include <cfenv>
+#endif
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -34,16 +38,28 @@ void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
 // the caller has set, so that results do not depend on it. RunPieces() opens one in each worker.
 class DefaultFloatEnvironment {
  public:
+#if defined(__x86_64__)
+  // Floats and doubles know this register alone. The C library also saves and loads the x87 unit's
+  // state: 100 ns a scope, of 1.5 us that a small call takes.
+  DefaultFloatEnvironment() : saved_(_mm_getcsr()) { _mm_setcsr(kDefault); }
+  ~DefaultFloatEnvironment() { _mm_setcsr(saved_); }
+#else
   DefaultFloatEnvironment() {
     std::fegetenv(&saved_);
     std::fesetenv(FE_DFL_ENV);
   }
   ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
+#endif
   DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
   DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
 
  private:
+#if defined(__x86_64__)
+  static constexpr unsigned kDefault = 0x1F80;  // all exceptions masked, nothing else set
+  unsigned saved_;
+#else
   std::fenv_t saved_;
+#endif
 };
 
 }  // namespace fusion_attention::cpu
