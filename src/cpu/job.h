@@ -35,7 +35,7 @@ struct Job {
       : problem(p),
         inputs(in),
         k(kernels),
-        mask(p, in.atten_mask),
+        mask(p, in.atten_mask, kernels.hide_masked),
         rows(kernels.block_rows),
         tile_keys(
             std::min(TileKeys(p.score_dim()), RoundUp(std::max<int64_t>(p.kv_len, 1), kWordBits))),

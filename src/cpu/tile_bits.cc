@@ -13,34 +13,13 @@ BitWord BitsBetween(int64_t begin, int64_t end) {
   return static_cast<BitWord>(((uint64_t{1} << (end - begin)) - 1) << begin);
 }
 
-// Bit i is set where byte i of eight mask bytes is 0, which is where the mask keeps.
-BitWord ZeroBytes(uint64_t bytes) {
-  uint64_t any = bytes | bytes >> 4;
-  any |= any >> 2;
-  any |= any >> 1;
-  const uint64_t zero = ~any & 0x0101010101010101u;
-  return static_cast<BitWord>(zero * 0x0102040810204080u >> 56);
-}
-
-// One word of mask bytes mask[key * stride] == 0, for count <= 32 keys.
-BitWord KeptBits(const uint8_t* mask, int64_t stride, int64_t count) {
-  BitWord word = 0;
-  int64_t k = 0;
-  if (stride == 1) {
-    for (; k + 8 <= count; k += 8) {
-      uint64_t bytes;
-      std::memcpy(&bytes, mask + k, sizeof(bytes));
-      word |= ZeroBytes(bytes) << k;
-    }
-  }
-  for (; k < count; ++k) word |= BitWord{mask[k * stride] == 0} << k;
-  return word;
-}
-
 }  // namespace
 
-MaskReader::MaskReader(const Problem& problem, const ConstScoreView& atten_mask)
-    : dense_(problem.mask.source == MaskSource::kDense), mask_(atten_mask) {}
+MaskReader::MaskReader(const Problem& problem, const ConstScoreView& atten_mask,
+                       HideMasked hide_masked)
+    : dense_(problem.mask.source == MaskSource::kDense),
+      mask_(atten_mask),
+      hide_masked_(hide_masked) {}
 
 VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& intervals, int64_t head,
                              Span rows, Span keys, int64_t block_rows, BitWord* bits) const {
@@ -57,31 +36,49 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
       intervals.Begin(last) > tile.keys.begin || intervals.End(rows.begin) < tile.keys.end;
   if (!dense_ && !tile.partial) return tile;
 
-  const uint8_t* mask = nullptr;
-  if (dense_) {
-    mask = static_cast<const uint8_t*>(mask_.data) + sequence.batch * mask_.strides.batch +
-           head * mask_.strides.head;
-  }
-  bool all = true;
-  bool any = false;
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    const int64_t begin = intervals.Begin(r) - tile.keys.begin;
-    const int64_t end = intervals.End(r) - tile.keys.begin;
-    for (int64_t k = 0; k < tile.keys.size(); k += kWordBits) {
-      const int64_t count = std::min(kWordBits, tile.keys.size() - k);
-      BitWord word = BitsBetween(begin - k, std::min(end - k, count));
-      if (dense_ && word != 0) {
-        word &= KeptBits(mask + r * mask_.strides.row + (tile.keys.begin + k) * mask_.strides.key,
-                         mask_.strides.key, count);
-      }
-      all &= word == BitsBetween(0, count);
-      any |= word != 0;
-      bits[k / kWordBits * block_rows + (r - rows.begin)] = word;
+  const int64_t count = tile.keys.size();
+  for (int64_t k = 0; k < count; k += kWordBits) {
+    BitWord* words = bits + k / kWordBits * block_rows;
+    if (!tile.partial) {
+      std::fill_n(words, rows.size(), BitsBetween(0, count - k));
+      continue;
+    }
+    const int64_t first = tile.keys.begin + k;
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      words[r - rows.begin] = BitsBetween(intervals.Begin(r) - first,
+                                          std::min(intervals.End(r), tile.keys.end) - first);
     }
   }
-  if (!any) return {{keys.begin, keys.begin}, false};
-  tile.partial = !all;
+  if (dense_) HideDense(sequence, head, rows, tile.keys, block_rows, bits);
+  BitWord hidden = 0;
+  BitWord seen = 0;
+  for (int64_t k = 0; k < count; k += kWordBits) {
+    const BitWord all = BitsBetween(0, count - k);
+    const BitWord* words = bits + k / kWordBits * block_rows;
+    for (int64_t r = 0; r < rows.size(); ++r) {
+      hidden |= words[r] ^ all;
+      seen |= words[r];
+    }
+  }
+  if (seen == 0) return {{keys.begin, keys.begin}, false};
+  tile.partial = hidden != 0;
   return tile;
+}
+
+void MaskReader::HideDense(const Sequence& sequence, int64_t head, Span rows, Span keys,
+                           int64_t block_rows, BitWord* bits) const {
+  const auto* mask = static_cast<const uint8_t*>(mask_.data) +
+                     sequence.batch * mask_.strides.batch + head * mask_.strides.head +
+                     rows.begin * mask_.strides.row + keys.begin * mask_.strides.key;
+  if (mask_.strides.key == 1) {
+    return hide_masked_(mask, mask_.strides.row, rows.size(), keys.size(), block_rows, bits);
+  }
+  for (int64_t r = 0; r < rows.size(); ++r) {
+    for (int64_t k = 0; k < keys.size(); ++k) {
+      if (mask[r * mask_.strides.row + k * mask_.strides.key] == 0) continue;
+      bits[k / kWordBits * block_rows + r] &= ~(BitWord{1} << (k % kWordBits));
+    }
+  }
 }
 
 void ReadKeepBits(const uint8_t* mask, int64_t numels, const uint64_t* first, int64_t rows,

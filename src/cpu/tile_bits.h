@@ -24,7 +24,10 @@ struct VisibleTile {
 
 class MaskReader {
  public:
-  MaskReader(const Problem& problem, const ConstScoreView& atten_mask);
+  using HideMasked = void (*)(const uint8_t* mask, int64_t row_stride, int64_t rows, int64_t keys,
+                              int64_t block_rows, BitWord* bits);
+  // hide_masked: KernelTable's.
+  MaskReader(const Problem& problem, const ConstScoreView& atten_mask, HideMasked hide_masked);
 
   // What rows `rows` of (sequence, head) see of `keys`. Fills `bits` (relative to the result's
   // first key) only for a partial tile.
@@ -32,8 +35,12 @@ class MaskReader {
                    Span keys, int64_t block_rows, BitWord* bits) const;
 
  private:
+  void HideDense(const Sequence& sequence, int64_t head, Span rows, Span keys, int64_t block_rows,
+                 BitWord* bits) const;
+
   bool dense_;
   ConstScoreView mask_;
+  HideMasked hide_masked_;
 };
 
 // Bits first[r] + key of an external dropout mask of `numels` bits, for r < rows.

@@ -10,9 +10,8 @@
 
 #include <hwy/highway.h>
 
-#include <limits>
-
 #include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/mask-inl.h"
 #include "src/cpu/kernels/rows-inl.h"
 #include "src/cpu/kernels/transpose-inl.h"
 
@@ -71,7 +70,7 @@ void AddBiasAs(T* HWY_RESTRICT s, const SourceRows& bias, int64_t keys, T score_
   constexpr int64_t kPieces = hn::MaxLanes(d) / kSide<T>;
   for (int64_t j = 0; j < block_rows; j += lanes) {
     const auto* from = static_cast<const typename Element::Bits*>(bias.data) + j * bias.row_stride;
-    auto max = hn::Set(d, -std::numeric_limits<T>::infinity());
+    auto max = hn::Set(d, kMinusInfinity<T>);
     int64_t n = 0;
     for (; n + lanes <= keys; n += lanes) {
       // No hardware prefetcher follows rows that are pages apart; the next tile is likely the same
@@ -110,7 +109,7 @@ void AddLine(T* HWY_RESTRICT s, const T* HWY_RESTRICT line, int64_t keys, T scor
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
   for (int64_t j = 0; j < block_rows; j += lanes) {
-    auto max = hn::Set(d, -std::numeric_limits<T>::infinity());
+    auto max = hn::Set(d, kMinusInfinity<T>);
     for (int64_t n = 0; n < keys; ++n) {
       const auto bias = hn::LoadU(d, line + j - n);
       max = hn::Max(max, WithBias(d, s + n * block_rows + j, bias, score_factor, bias_factor));

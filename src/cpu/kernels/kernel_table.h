@@ -42,6 +42,9 @@ struct KernelTable {
                    T* tile_max);
   // The same for the bias line[row - key].
   void (*add_line)(T* s, const T* line, int64_t keys, T score_factor, T bias_factor, T* tile_max);
+  // bits of (key, row) &= (mask[row * row_stride + key] == 0).
+  void (*hide_masked)(const uint8_t* mask, int64_t row_stride, int64_t rows, int64_t keys,
+                      int64_t block_rows, BitWord* bits);
   // s = visible ? s : -inf; tile_max anew.
   void (*mask)(T* s, const BitWord* visible, int64_t keys, T* tile_max);
   // One step of the online softmax: with t = s * scale,

@@ -1,6 +1,5 @@
-// What happens to a tile of scores between the products: mask, online softmax, dropout, and
-// the backward pass's probabilities and score gradients. Rows lie in lanes, so everything here is
-// element-wise. Masks and dropout select, they never multiply: a NaN behind a mask is gone.
+// What happens to a tile of scores between the products: the online softmax, and the backward
+// pass's probabilities and score gradients. Rows lie in lanes, so everything here is element-wise.
 #if defined(FUSION_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_SOFTMAX_INL_H_
 #undef FUSION_ATTENTION_SOFTMAX_INL_H_
@@ -10,52 +9,14 @@
 
 #include <hwy/highway.h>
 
-#include <limits>
-
 #include "src/cpu/kernels/exp-inl.h"
 #include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/mask-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fusion_attention::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <typename T>
-inline constexpr T kMinusInfinity = -std::numeric_limits<T>::infinity();
-
-// The bits of one key for a vector of rows. `words` points at the key's word of the first row.
-template <class D>
-HWY_INLINE hn::Mask<D> RowsWithBit(D d, const BitWord* words, int64_t key) {
-  const hn::RebindToUnsigned<D> du;
-  using Lane = hn::TFromD<decltype(du)>;
-  const auto bit = hn::Set(du, Lane{1} << (key % kWordBits));
-  if constexpr (sizeof(Lane) == sizeof(BitWord)) {
-    return hn::RebindMask(d, hn::TestBit(hn::Load(du, words), bit));
-  } else {
-    const hn::Rebind<BitWord, D> d32;
-    return hn::RebindMask(d, hn::TestBit(hn::PromoteTo(du, hn::LoadU(d32, words)), bit));
-  }
-}
-
-template <typename T>
-void MaskScores(T* HWY_RESTRICT s, const BitWord* HWY_RESTRICT visible, int64_t keys,
-                T* HWY_RESTRICT tile_max) {
-  const hn::ScalableTag<T> d;
-  const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  const auto hidden = hn::Set(d, kMinusInfinity<T>);
-  for (int64_t j = 0; j < block_rows; j += lanes) {
-    auto max = hidden;
-    for (int64_t n = 0; n < keys; ++n) {
-      T* p = s + n * block_rows + j;
-      const auto seen = RowsWithBit(d, visible + n / kWordBits * block_rows + j, n);
-      const auto t = hn::IfThenElse(seen, hn::Load(d, p), hidden);
-      hn::Store(t, d, p);
-      max = hn::Max(max, t);
-    }
-    hn::Store(max, d, tile_max + j);
-  }
-}
 
 template <typename T>
 bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT tile_max,
@@ -91,20 +52,6 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
     hn::Store(decay, d, alpha + j);
   }
   return rescale;
-}
-
-template <typename T>
-void Drop(T* HWY_RESTRICT p, const BitWord* HWY_RESTRICT keep, int64_t keys) {
-  const hn::ScalableTag<T> d;
-  const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  for (int64_t n = 0; n < keys; ++n) {
-    for (int64_t j = 0; j < block_rows; j += lanes) {
-      T* q = p + n * block_rows + j;
-      const auto kept = RowsWithBit(d, keep + n / kWordBits * block_rows + j, n);
-      hn::Store(hn::IfThenElseZero(kept, hn::Load(d, q)), d, q);
-    }
-  }
 }
 
 template <typename T>

@@ -8,6 +8,7 @@
 
 #include "src/cpu/kernels/bias-inl.h"
 #include "src/cpu/kernels/dropout-inl.h"
+#include "src/cpu/kernels/mask-inl.h"
 #include "src/cpu/kernels/products-inl.h"
 #include "src/cpu/kernels/rows-inl.h"
 #include "src/cpu/kernels/softmax-inl.h"
@@ -44,6 +45,7 @@ const KernelTable<T>& Table() {
       .transpose_back = TransposeBack<T>,
       .add_bias = AddBias,
       .add_line = AddLine<T>,
+      .hide_masked = HideMasked,
       .mask = MaskScores<T>,
       .online_softmax = OnlineSoftmax<T>,
       .drop = Drop<T>,

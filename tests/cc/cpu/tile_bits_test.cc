@@ -7,6 +7,8 @@
 #include <random>
 #include <vector>
 
+#include "tests/cc/cpu/call.h"
+
 namespace fusion_attention::cpu {
 namespace {
 
@@ -17,6 +19,7 @@ TEST(TileBits, LookEqualsThePredicate) {
   const auto draw = [&](int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(engine);
   };
+  const std::vector<Kernels> targets = AllKernels();
   int64_t empty = 0, full = 0, partial = 0;
   for (int repeat = 0; repeat < 4000; ++repeat) {
     const int64_t q_len = draw(1, 90), kv_len = draw(1, 150);
@@ -32,7 +35,8 @@ TEST(TileBits, LookEqualsThePredicate) {
     for (uint8_t& byte : bytes)
       byte = density == 0 ? 0 : density == 1 ? 2 : static_cast<uint8_t>(draw(0, 1) * 255);
     const ConstScoreView view{bytes.data(), DType::kUInt8, {0, 0, kv_len * key_stride, key_stride}};
-    const MaskReader reader(problem, view);
+    const Kernels& kernels = targets[static_cast<size_t>(repeat) % targets.size()];
+    const MaskReader reader(problem, view, kernels.f32->hide_masked);
 
     const Span rows{draw(0, q_len - 1), 0};
     const Span block{rows.begin, std::min(rows.begin + draw(1, kBlockRows), q_len)};
