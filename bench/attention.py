@@ -35,7 +35,6 @@ from running import run
 from targets import TARGETS, Target, must_column
 
 _USUAL, _QUICK = Effort(3.0, 1024), Effort(0.3, 192)
-_LONG_DTYPES = ("fp32", "bf16")
 
 
 def machine() -> dict[str, str]:
@@ -144,13 +143,13 @@ def table(arguments: argparse.Namespace, facts: dict[str, str], console: Console
 def long(arguments: argparse.Namespace, facts: dict[str, str], console: Console) -> None:
     """One head of 1,048,576 tokens."""
     threads = arguments.threads or min(2, cores())
-    dtypes = tuple(x for x in _LONG_DTYPES if arguments.filter in x)
-    if not dtypes:
-        raise FeatureError(f"--long has no dtype '{arguments.filter}', only {_LONG_DTYPES}")
+    rows = [x for x in long_sequence.ROWS if arguments.filter in " ".join(x)]
+    if not rows:
+        raise FeatureError(f"no row of --long has a name that contains '{arguments.filter}'")
     title = f"{facts['cpu']}, SIMD target {facts['target']}, commit {facts['commit']}"
     title += f", {threads} threads, one head, D = 64, band {long_sequence.BAND}"
     console.print(title)
-    results = list(long_sequence.run(dtypes, threads, console))
+    results = list(long_sequence.run(rows, threads, console))
     console.print(long_sequence.table(results))
     short = sum(not x.holds for x in results)
     console.print(f"{len(results) - short} of {len(results)} hold")
