@@ -35,6 +35,7 @@ from running import run
 from targets import TARGETS, Target, must_column
 
 _USUAL, _QUICK = Effort(3.0, 1024), Effort(0.3, 192)
+_LONG_DTYPES = ("fp32", "bf16")
 
 
 def machine() -> dict[str, str]:
@@ -108,19 +109,6 @@ def measure(targets: Sequence[Target], effort: Effort, console: Console) -> list
     return results
 
 
-def measure_again(
-    targets: Sequence[Target], results: list[Result], effort: Effort, console: Console
-) -> list[Result]:
-    """Gives rows that fall short a second chance, when whoever disturbed them may be gone."""
-    short = [i for i, result in enumerate(results) if result.verdict == "SHORT"]
-    if short:
-        console.print(f"[bold]{len(short)} rows fall short; they are measured once more[/]")
-        later = measure([targets[i] for i in short], effort, console)
-        for i, result in zip(short, later, strict=True):
-            results[i] = results[i].best_of(result)
-    return results
-
-
 def table(arguments: argparse.Namespace, facts: dict[str, str], console: Console) -> None:
     """The table of targets."""
     effort = _QUICK if arguments.quick else _USUAL
@@ -132,7 +120,6 @@ def table(arguments: argparse.Namespace, facts: dict[str, str], console: Console
         targets = [x.quick() for x in targets]
     console.print(report.title(facts, column))
     results = measure(targets, effort, console)
-    results = measure_again(targets, results, effort, console)
     console.print(report.summary(results, column))
     if arguments.json:
         save(arguments.json, facts, results)
@@ -143,13 +130,13 @@ def table(arguments: argparse.Namespace, facts: dict[str, str], console: Console
 def long(arguments: argparse.Namespace, facts: dict[str, str], console: Console) -> None:
     """One head of 1,048,576 tokens."""
     threads = arguments.threads or min(2, cores())
-    rows = [x for x in long_sequence.ROWS if arguments.filter in " ".join(x)]
-    if not rows:
-        raise FeatureError(f"no row of --long has a name that contains '{arguments.filter}'")
+    dtypes = tuple(x for x in _LONG_DTYPES if arguments.filter in x)
+    if not dtypes:
+        raise FeatureError(f"--long has no dtype '{arguments.filter}', only {_LONG_DTYPES}")
     title = f"{facts['cpu']}, SIMD target {facts['target']}, commit {facts['commit']}"
     title += f", {threads} threads, one head, D = 64, band {long_sequence.BAND}"
     console.print(title)
-    results = list(long_sequence.run(rows, threads, console))
+    results = list(long_sequence.run(dtypes, threads, console))
     console.print(long_sequence.table(results))
     short = sum(not x.holds for x in results)
     console.print(f"{len(results) - short} of {len(results)} hold")

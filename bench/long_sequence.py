@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from fma_peak import FmaPeak
 from fusion_attention import _library
 from fusion_attention._errors import FeatureError
-from fusion_attention.benchmark.cases import DTYPE_NAMES, Case, Direction
+from fusion_attention.benchmark.cases import DTYPE_NAMES, Case
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours
 from fusion_attention.benchmark.masks import Mask
@@ -36,9 +35,6 @@ LONG, SHORT, BAND = 1_048_576, 65_536, 4096
 #: What the promises are: scratch memory of a thread, and how much longer a token may take.
 SCRATCH_MIB, SLOWER = 16, 1.05
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
-ROWS: tuple[tuple[str, Direction], ...] = tuple(
-    itertools.product(("fp32", "bf16"), FORWARD_BACKWARD)
-)
 _MIB = 2**20
 _SHORTS_A_ROUND = 4
 
@@ -135,23 +131,21 @@ def _held(tensors: Sequence[Tensor]) -> int:
     return sum(x.untyped_storage().nbytes() for x in tensors)
 
 
-def run(
-    rows: Sequence[tuple[str, Direction]], threads: int, console: Console
-) -> Iterator[LongResult]:
-    """Measures rows of dtype and direction, those of a dtype one after the other.
+def run(dtypes: tuple[str, ...], threads: int, console: Console) -> Iterator[LongResult]:
+    """Measures everything.
 
     Raises:
         FeatureError: Our results are wrong, or the memory cannot be measured.
     """
     torch.set_num_threads(threads)
     peak = FmaPeak(threads, _library.target())
-    for dtype, of_dtype in itertools.groupby(rows, key=lambda row: row[0]):
+    for dtype in dtypes:
         small = problem(SHORT, dtype).shortened(1024)
         inputs = Inputs(small)
         verify(small, inputs, Ours(small, inputs))
         short, long = (Ours(x, Inputs(x)) for x in (problem(SHORT, dtype), problem(LONG, dtype)))
         grown: dict[str, tuple[int, int]] = {}
-        for _, direction in of_dtype:
+        for direction in FORWARD_BACKWARD:
             run_short = functools.partial(short.run, direction)
             (first,) = take_turns([run_short], 0)
             seconds = min(first) * LONG / SHORT

@@ -41,8 +41,8 @@ class Plan {
 // Names of all backends in order of preference: "cpu", "reference".
 std::vector<std::string> BackendNames();
 
-// SIMD targets that this build has and this CPU can run, best first ("avx512", "avx2", "sse4",
-// "neon", ...), and the one in use: the first, or the one that the environment variable
+// SIMD targets that this build has and this CPU can run, best first ("avx512_bf16", "avx512",
+// "avx2", "sse4", "neon"), and the one in use: the first, or the one that the environment variable
 // FUSION_ATTENTION_TARGET names.
 std::vector<std::string> TargetNames();
 std::vector<std::string> BuiltTargetNames();  // those this build has, whatever the CPU

@@ -15,28 +15,34 @@ namespace fusion_attention {
 namespace cpu {
 namespace {
 
-// Best first. The names are ours: Highway's "AVX3" is what everybody else calls AVX-512.
+// Best first. The names are ours: Highway's "AVX3" is what everybody else calls AVX-512, and it has
+// no target for avx512_bf16, which is AVX3 but for the products of bfloat16.
 struct NamedTarget {
   const char* name;
   int64_t bit;
+  bool bf16_products = false;
 };
 constexpr NamedTarget kTargets[] = {
+    {"avx512_bf16", HWY_AVX3, true},
     {"avx512", HWY_AVX3},
     {"avx2", HWY_AVX2},
     {"sse4", HWY_SSE4},
     {"neon", HWY_NEON},
 };
 
-bool IsBuilt(const NamedTarget& target) { return KernelsOf<float>(target.bit) != nullptr; }
-
-// Asked once: each time costs a few CPUID instructions, which a virtual machine traps (50 us).
-int64_t TargetsOfThisCpu() {
-  static const int64_t targets = hwy::SupportedTargets();
-  return targets;
+bool HasBf16Products() {
+#if HWY_ARCH_X86
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
 }
 
+bool IsBuilt(const NamedTarget& target) { return KernelsOf<float>(target.bit) != nullptr; }
+
 bool CanRun(const NamedTarget& target) {
-  return IsBuilt(target) && (TargetsOfThisCpu() & target.bit) != 0;
+  return IsBuilt(target) && (hwy::SupportedTargets() & target.bit) != 0 &&
+         (!target.bf16_products || HasBf16Products());
 }
 
 std::vector<std::string> NamesWhere(bool (*holds)(const NamedTarget&)) {
@@ -49,10 +55,8 @@ std::vector<std::string> NamesWhere(bool (*holds)(const NamedTarget&)) {
 
 StatusOr<Kernels> Select() {
   const char* wanted = std::getenv("FUSION_ATTENTION_TARGET");
-  for (const NamedTarget& target : kTargets) {
-    if (!CanRun(target)) continue;
-    if (wanted != nullptr && *wanted != '\0' && std::string(wanted) != target.name) continue;
-    return Kernels{target.name, KernelsOf<float>(target.bit), KernelsOf<double>(target.bit)};
+  for (const Kernels& kernels : RunnableKernels()) {
+    if (wanted == nullptr || *wanted == '\0' || std::string(wanted) == kernels.name) return kernels;
   }
   std::string names;
   for (const std::string& name : TargetNames()) names += (names.empty() ? "" : ", ") + name;
@@ -65,6 +69,16 @@ StatusOr<Kernels> Select() {
 }
 
 }  // namespace
+
+std::vector<Kernels> RunnableKernels() {
+  std::vector<Kernels> all;
+  for (const NamedTarget& target : kTargets) {
+    if (!CanRun(target)) continue;
+    all.push_back({target.name, KernelsOf<float>(target.bit), KernelsOf<double>(target.bit),
+                   target.bf16_products ? NativeBf16Products() : nullptr});
+  }
+  return all;
+}
 
 bool HasTarget() { return std::any_of(std::begin(kTargets), std::end(kTargets), CanRun); }
 

@@ -5,7 +5,7 @@ that an element depends on, A its sum with every term replaced by its absolute v
 (`Quantity.magnitude`), g the exact value, a the computed one, u_out the unit roundoff of the stored
 type. Then
 
-    |a - g| <= u_out (|g| + A) + subnormal_out / 2 + 16 u (1 + max|s|) A
+    |a - g| <= u_out (|g| + A) + subnormal_out / 2 + 16 u (1 + max|s|) A + u_p A
 
 1. A score is a dot product, times scale. Rounding errors of its terms are of both signs, so it is
    off by a few u|s|, and exp turns an absolute error of its argument into a relative one of the
@@ -18,6 +18,9 @@ type. Then
    sums keep the number of levels small.
 3. Storing rounds once: u_out of the computed value, whose size is at most |g| + A, or half the
 smallest subnormal.
+   u_p is 0, or 2^-8 where the products of bfloat16 inputs are native: the output and the gradients
+   of query, key and value are sums of products of which one factor, the weight or dS, has been
+   rounded to bfloat16. The statistics and the other gradients take the unrounded ones.
 4. A weight or a dS under the smallest normal number may be flushed to zero. `magnitude` counts each
    visible one as larger by smallest / (16 u), so that 16 u A covers that loss too.
 5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient is computed from that
@@ -35,6 +38,8 @@ row sees, tokens past the last sequence, scale = 0.
 import torch
 from oracle import Quantity
 
+from fusion_attention._library import target
+
 _UNIT = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
@@ -47,6 +52,10 @@ _HALF_SUBNORMAL = {
     torch.float16: 2.0**-25,
     torch.bfloat16: 2.0**-134,
 }
+# The target that multiplies bfloat16 with the CPU's own instruction, and the results of a product
+# that takes a rounded factor.
+_NATIVE_BF16 = "avx512_bf16"
+_OF_ROUNDED_FACTORS = ("out", "dq", "dk", "dv", "dq_rope", "dk_rope")
 # What is computed from the arithmetic's own numbers alone, not from statistics stored in float32.
 _OF_OWN_PRECISION = ("out", "softmax_max")
 
@@ -58,6 +67,8 @@ def bound(name: str, exact: Quantity, stored: torch.dtype, inputs: torch.dtype) 
     magnitude = exact.magnitude
     allowed = _UNIT[stored] * (exact.value.abs() + magnitude) + _HALF_SUBNORMAL[stored]
     allowed = allowed + 16 * unit * (1 + exact.score) * magnitude
+    if inputs == torch.bfloat16 and name in _OF_ROUNDED_FACTORS and target() == _NATIVE_BF16:
+        allowed = allowed + _UNIT[torch.bfloat16] * magnitude
     return torch.where(magnitude == 0, 0.0, allowed)
 
 

@@ -4,8 +4,10 @@ import pathlib
 import platform
 
 # A target and the CPU flags that it needs, as Linux spells them.
+_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 _NEEDS = {
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx512_bf16": _AVX512 | {"avx512_bf16"},
+    "avx512": _AVX512,
     "avx2": {"avx2", "fma", "bmi1", "bmi2", "f16c"},
     "sse4": {"sse4_1", "sse4_2", "pclmulqdq", "aes"},
 }

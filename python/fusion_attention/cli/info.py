@@ -53,6 +53,7 @@ def facts() -> dict[str, Any]:
             "built": _library.built_targets(),
             "runnable": _library.targets(),
             **dict(zip(("selected", "why"), _selected(), strict=True)),
+            "bfloat16": _bfloat16(),
         },
         "backends": _library.backends(),
         "threads": {"count": torch.get_num_threads(), "why": _why_threads()},
@@ -94,6 +95,16 @@ def _selected() -> tuple[str | None, str]:
     return target, "the best one that this build has and this CPU can run"
 
 
+def _bfloat16() -> str:
+    """Returns how the target in use multiplies bfloat16 inputs."""
+    if _selected()[0] == "avx512_bf16":
+        return (
+            "bfloat16 is multiplied by the CPU's own instruction, weights are rounded to it; "
+            "FUSION_ATTENTION_TARGET=avx512 multiplies in float32"
+        )
+    return "bfloat16 is multiplied in float32"
+
+
 def _why_threads() -> str:
     count = torch.get_num_threads()
     for name in _THREAD_VARIABLES:
@@ -115,6 +126,7 @@ def render(found: dict[str, Any]) -> str:
         ("cpu", f"{cpu['name']}, {cpu['cores']} cores for this process"),
         ("", " ".join(cpu["flags"]) or "no flags known"),
         ("SIMD target", f"{simd['selected'] or 'NONE'}: {simd['why']}"),
+        ("", simd["bfloat16"]),
         ("", f"built {', '.join(simd['built'])}; this CPU runs {', '.join(simd['runnable'])}"),
         ("backends", f"{', '.join(found['backends'])} (the first that supports a call runs it)"),
         ("threads", f"{threads['count']}: {threads['why']} (torch.set_num_threads changes it)"),

@@ -48,4 +48,8 @@ const KernelTable<float>* KernelsOf<float>(int64_t target);
 template <>
 const KernelTable<double>* KernelsOf<double>(int64_t target);
 
+// The products of bfloat16 with the CPU's own instruction, for the kernels of HWY_AVX3; nullptr if
+// this build lacks them. They run only where CPUID reports avx512_bf16.
+const ProductTable<float, Bf16>* NativeBf16Products();
+
 }  // namespace fusion_attention::cpu

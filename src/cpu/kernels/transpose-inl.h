@@ -67,13 +67,13 @@ HWY_INLINE void TransposeSquares(D d, V (&v)[2]) {
   v[0] = low;
 }
 
-template <typename T>
-void Transpose(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T factor,
-               T* HWY_RESTRICT dst) {
+// Every vector of the result passes through `change`.
+template <typename T, class Change>
+HWY_INLINE void TransposeRows(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim,
+                              const Change& change, T* HWY_RESTRICT dst) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const auto f = hn::Set(d, factor);
   HWY_ALIGN T some[hn::MaxLanes(d) * kSide<T>];
   for (int64_t r = 0; r < block_rows; r += lanes) {
     for (int64_t c = 0; c < dim; c += kSide<T>) {
@@ -95,10 +95,18 @@ void Transpose(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim,
       TransposeSquares(d, v);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < kSide<T>; ++i) {
-        hn::Store(hn::Mul(v[i], f), d, dst + (c + i) * block_rows + r);
+        hn::Store(change(v[i]), d, dst + (c + i) * block_rows + r);
       }
     }
   }
+}
+
+template <typename T>
+void Transpose(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, T* dst) {
+  const hn::ScalableTag<T> d;
+  const auto f = hn::Set(d, factor);
+  TransposeRows(
+      src, ld, rows, dim, [f](auto v) HWY_ATTR { return hn::Mul(v, f); }, dst);
 }
 
 template <typename T>

@@ -3,28 +3,15 @@
 // the problem.
 #pragma once
 
-#include <hwy/targets.h>
-
 #include <cstring>
 #include <random>
 #include <vector>
 
 #include "fusion_attention/backward.h"
-#include "src/cpu/kernels/tables.h"
 #include "src/cpu/passes.h"
 #include "src/reference/matrix.h"
 
 namespace fusion_attention::cpu {
-
-// Every SIMD target that this CPU has.
-inline std::vector<Kernels> AllKernels() {
-  std::vector<Kernels> all;
-  for (const int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_NEON}) {
-    if (KernelsOf<float>(target) == nullptr || (hwy::SupportedTargets() & target) == 0) continue;
-    all.push_back({hwy::TargetName(target), KernelsOf<float>(target), KernelsOf<double>(target)});
-  }
-  return all;
-}
 
 // A contiguous tensor; its bytes are 0xFF, a NaN, until they are written.
 struct Tensor {

@@ -14,8 +14,8 @@
 
 #include "src/cpu/kernels/kernel_table.h"
 #include "src/cpu/kernels/tables.h"
-#include "src/cpu/scratch.h"
 #include "src/dropout/philox.h"
+#include "tests/cc/cpu/array.h"
 
 namespace fusion_attention::cpu {
 namespace {
@@ -29,20 +29,6 @@ std::vector<int64_t> Targets() {
   }
   return targets;
 }
-
-// An aligned array that keeps itself.
-template <typename E>
-class Array {
- public:
-  explicit Array(int64_t count) : memory_(AllocateBuffer(count * static_cast<int64_t>(sizeof(E)))) {
-    std::fill_n(data(), count, E{});
-  }
-  E* data() { return reinterpret_cast<E*>(memory_.get()); }
-  E& operator[](int64_t i) { return data()[i]; }
-
- private:
-  Buffer memory_;
-};
 
 template <typename T>
 class Kernels : public testing::Test {

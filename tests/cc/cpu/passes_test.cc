@@ -85,7 +85,7 @@ void ExpectRopesToBeChannels(const Problem& p, const Kernels& kernels, int threa
 }
 
 TEST(CpuPasses, RopesAreChannelsBehindTheOthers) {
-  for (const Kernels& kernels : AllKernels()) {
+  for (const Kernels& kernels : RunnableKernels()) {
     for (const DType dtype :
          {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64}) {
       for (Problem p : {LongProblem(dtype), PackedProblem(dtype)}) {
@@ -167,7 +167,7 @@ void ExpectSlopesToBeABias(const Problem& p, const Kernels& kernels) {
 }
 
 TEST(CpuPasses, SlopesAreTheBiasThatTheyStandFor) {
-  for (const Kernels& kernels : AllKernels()) {
+  for (const Kernels& kernels : RunnableKernels()) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat64}) {
       for (const PseDistance distance : {PseDistance::kLinear, PseDistance::kSquareRoot}) {
         Problem p = LongProblem(dtype);
@@ -190,7 +190,7 @@ TEST(CpuPasses, SlopesAreTheBiasThatTheyStandFor) {
 
 // One slope for each sequence and one for all, under every schedule.
 TEST(CpuPasses, SlopeGradientsDependOnNoSchedule) {
-  for (const Kernels& kernels : AllKernels()) {
+  for (const Kernels& kernels : RunnableKernels()) {
     for (Problem p : {LongProblem(DType::kFloat32), PackedProblem(DType::kBFloat16)}) {
       SCOPED_TRACE(kernels.name);
       p.pse = Slopes(PseDistance::kSquareRoot, int64_t{1} << 40, p.sequences());
@@ -221,7 +221,7 @@ TEST(CpuPasses, SlopeGradientsDependOnNoSchedule) {
 
 // With a scale of 1 there is no difference, with any other the bias keeps its size.
 TEST(CpuPasses, BiasBeforeAndAfterTheScale) {
-  for (const Kernels& kernels : AllKernels()) {
+  for (const Kernels& kernels : RunnableKernels()) {
     SCOPED_TRACE(kernels.name);
     Problem p = LongProblem(DType::kFloat32);
     p.scale = 1;

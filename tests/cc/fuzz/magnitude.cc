@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fusion_attention/plan.h"
 #include "src/reference/row.h"
 
 namespace fusion_attention::fuzz {
@@ -99,6 +100,11 @@ double UnitRoundoff(DType dtype) {
     default:
       return 0x1p-53;
   }
+}
+
+double FactorRoundoff(const std::string& backend, DType dtype) {
+  const bool native = backend == "cpu" && *SelectedTarget() == "avx512_bf16";
+  return native && dtype == DType::kBFloat16 ? UnitRoundoff(dtype) : 0;
 }
 
 double ArithmeticRoundoff(DType dtype) { return dtype == DType::kFloat64 ? 0x1p-53 : 0x1p-24; }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "tests/cc/fuzz/run.h"
@@ -12,11 +13,12 @@ namespace fusion_attention::fuzz {
 // For a result g that is a sum of `count` terms x_n = w_n * y_n, each with a weight
 // w_n = exp(s_n - m), and every s_n, y_n itself a sum of up to score_dim terms:
 //
-//   |a - g| <= u_out * (|g| + A) + d_out + sum_n (r * u * (1 + S_n) * |x_n| + t * |y_n|)
+//   |a - g| <= u_out * (|g| + A) + d_out + u_p * A + sum_n (r * u * (1 + S_n) * |x_n| + t * |y_n|)
 //
 // where A is the sum of |x_n|, and
-//   u_out, d_out  result and reference round once each, to the output's dtype, and a product may
-//                 round one operand to it;
+//   u_out, d_out  result and reference round once each, to the output's dtype;
+//   u_p           is that of bfloat16 where its products are native, else 0: one factor of each
+//                 term, w_n or dS, is rounded to it;
 //   u             is the unit roundoff of the arithmetic;
 //   r             is 16 + (count + score_dim) / 4: exp and a quotient err by a few u; a running sum
 //                 of terms of one sign errs by u / 2 of its last value half the time;
@@ -50,6 +52,9 @@ inline double RoundingSteps(const Problem& problem, int64_t count) {
 
 // Half the distance from 1 to the next number of `dtype`.
 double UnitRoundoff(DType dtype);
+
+// u_p where a backend's products take inputs of `dtype`.
+double FactorRoundoff(const std::string& backend, DType dtype);
 
 // u and t of the arithmetic for inputs of `dtype`: float32, or float64 for float64 inputs.
 double ArithmeticRoundoff(DType dtype);
