@@ -1,15 +1,14 @@
-// Backward pass: which cells there are and in which order they run. Every (sequence, key/value
-// head) is a grid of cells, columns of keys times segments of query rows. dQ of a segment must take
-// its columns in ascending order and dK, dV of a column its segments; every schedule that respects
-// this gives the same bits, so the schedule may follow the number of threads:
-//   by head   each worker takes whole grids, column by column;
-//   wavefront with few heads, the cells of one anti-diagonal of all grids run at once, then the
-//   next.
-// No float is ever added by two workers, and nothing of size rows x keys exists.
+// Backward pass: runs the columns of backward_columns.h, each on one worker from top to bottom. A
+// cell starts when the one to its left is done, so dQ, too, is added up in one order, and the bits
+// depend neither on the number of workers nor on the cuts. No float is ever added by two workers at
+// once, and nothing of size rows x keys exists.
 #include <algorithm>
+#include <atomic>
+#include <thread>
 #include <vector>
 
 #include "src/cpu/backward_cell.h"
+#include "src/cpu/backward_columns.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/sink_gradient.h"
 #include "src/cpu/work.h"
@@ -17,24 +16,36 @@
 namespace fusion_attention::cpu {
 namespace {
 
-// How grids are cut. A column's dK and dV (`column_keys` rows each) and a segment's rows are a
-// worker's working set.
-struct Cut {
-  int64_t column_keys;
-  int64_t segment_blocks;
-};
-
-// What a worker needs to run whole grids: the scratch of a cell, dK and dV of one column.
+// What a worker needs to run columns: the scratch of a cell, dK and dV of one column.
 template <typename T, typename Operand>
-struct GridScratch {
-  GridScratch(Arena& arena, const Job<T>& job, const ProductTable<T, Operand>& products,
-              const Cut& cut)
-      : cells(arena, job, products, cut.segment_blocks),
-        dk(arena.Take<T>(cut.column_keys * job.key_ld)),
-        dv(arena.Take<T>(cut.column_keys * job.value_ld)) {}
+struct ColumnScratch {
+  ColumnScratch(Arena& arena, const Job<T>& job, const ProductTable<T, Operand>& products,
+                const BackwardColumns& columns)
+      : cells(arena, job, products, columns.segment_rows() / job.rows),
+        dk(arena.Take<T>(columns.most_keys() * job.key_ld)),
+        dv(arena.Take<T>(columns.most_keys() * job.value_ld)) {}
   CellScratch<T, Operand> cells;
   T* dk;
   T* dv;
+};
+
+// How far each column has come: its cells before Passed() are done, or there are none.
+class Progress {
+ public:
+  explicit Progress(int64_t columns) : passed_(static_cast<size_t>(columns)) {}
+  void Pass(int64_t column, int64_t cell) {
+    passed_[static_cast<size_t>(column)].store(cell + 1, std::memory_order_release);
+  }
+  // The column has a worker already, which waits for none that started later.
+  void Await(int64_t column, int64_t cell) const {
+    constexpr int kSpins = 1000;
+    for (int n = 0; passed_[static_cast<size_t>(column)].load(std::memory_order_acquire) <= cell;) {
+      if (++n > kSpins) std::this_thread::yield();
+    }
+  }
+
+ private:
+  std::vector<std::atomic<int64_t>> passed_;
 };
 
 template <typename T, typename Operand>
@@ -50,63 +61,49 @@ class BackwardPass {
         args_(args),
         threads_(threads),
         workers_(workers),
-        dpse_(job, args.dpse) {
-    for (int64_t s = 0; s < job.problem.sequences(); ++s) {
-      const Sequence sequence = job.problem.SequenceAt(s);
-      max_kv_ = std::max(max_kv_, sequence.kv_len);
-      max_q_ = std::max(max_q_, sequence.q_len);
-      if (job.problem.layout != Layout::kTND) break;
-    }
-    grids_ = dpse_.across_batch() ? job.problem.kv_heads
-                                  : job.problem.sequences() * job.problem.kv_heads;
-    const bool must_stay_whole = dpse_.across_batch() || dpse_.across_rows();
-    const bool even = job.problem.layout != Layout::kTND && grids_ % workers == 0;
-    by_head_ = workers == 1 || must_stay_whole || even || grids_ >= 8 * workers;
-    cut_ = ChooseCut();
-  }
+        dpse_(job, args.dpse),
+        columns_(job.problem, SizesOf(job), workers, UndividedBy(dpse_)),
+        progress_(columns_.count()) {}
 
   void Run() {
     AllocateCarry();
-    by_head_ ? RunByHead() : RunWavefront();
+    const Pass pass(job_, products_, args_, carry_, dpse_);
+    Arena size;
+    ColumnScratch<T, Operand>(size, job_, products_, columns_);
+    WorkerScratch scratch(std::clamp<int64_t>(columns_.pieces(), 1, workers_), size.bytes());
+    RunPieces(threads_, scratch, columns_.pieces(), [&](std::byte* own, int64_t index) {
+      Arena arena(own);
+      ColumnScratch<T, Operand> memory(arena, job_, products_, columns_);
+      const Span piece = columns_.Piece(index);
+      for (int64_t c = piece.begin; c < piece.end; ++c) RunColumn(pass, c, memory);
+    });
     dpse_.Finish();
   }
 
  private:
-  int64_t KeyRowBytes() const {
-    return (job_.key_ld + job_.value_ld) * static_cast<int64_t>(sizeof(T));
+  // Rows of a segment fill at most 512 KiB (five packed arrays), dK and dV of a column 2 MiB.
+  static GridSizes SizesOf(const Job<T>& job) {
+    constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+    const int64_t block_bytes = job.rows * (3 * job.key_ld + 2 * job.value_ld) * kSize;
+    const int64_t key_bytes = (job.key_ld + job.value_ld) * kSize;
+    const int64_t keys = (2 << 20) / std::max<int64_t>(key_bytes, 1);
+    return {
+        .block_rows = job.rows,
+        .most_blocks = std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, 8),
+        .tile_keys = job.tile_keys,
+        .most_keys = std::max(keys / job.tile_keys, int64_t{1}) * job.tile_keys};
   }
 
-  Cut ChooseCut() const {
-    // Rows of a segment fill at most 512 KiB (five packed arrays), dK and dV of a column 2 MiB.
-    const int64_t block_bytes =
-        job_.rows * (3 * job_.key_ld + 2 * job_.value_ld) * static_cast<int64_t>(sizeof(T));
-    Cut cut;
-    const int64_t most_blocks = std::min<int64_t>((max_q_ + job_.rows - 1) / job_.rows, 8);
-    cut.segment_blocks = std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1,
-                                             std::max<int64_t>(most_blocks, 1));
-    cut.column_keys = (2 << 20) / std::max<int64_t>(KeyRowBytes(), 1);
-    if (!by_head_) {
-      // Enough cells on an anti-diagonal that all workers find one, and columns small enough that
-      // one of each grid fits the memory even with almost 8 grids a worker.
-      const int64_t cells_per_side = 8 * ((workers_ + grids_ - 1) / grids_);
-      cut.column_keys = std::min(cut.column_keys / 2, max_kv_ / cells_per_side);
-      cut.column_keys = std::max<int64_t>(cut.column_keys, 128);
-      cut.segment_blocks =
-          std::clamp<int64_t>(max_q_ / job_.rows / cells_per_side, 1, cut.segment_blocks);
-    }
-    cut.column_keys = std::max(cut.column_keys, job_.tile_keys) / job_.tile_keys * job_.tile_keys;
-    cut.column_keys =
-        std::min(cut.column_keys, RoundUp(std::max<int64_t>(max_kv_, 1), job_.tile_keys));
-    return cut;
+  static Undivided UndividedBy(const PseGradient<T>& dpse) {
+    if (dpse.across_batch()) return Undivided::kHead;
+    return dpse.across_rows() ? Undivided::kGrid : Undivided::kColumn;
   }
 
   // dQ between columns: in the output itself where that has the arithmetic type, else in a private
   // copy.
   void AllocateCarry() {
     carry_ = {args_.dq, args_.dq_rope};
-    if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || max_kv_ <= cut_.column_keys) {
-      return;
-    }
+    if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || !columns_.carries()) return;
     const Problem& p = job_.problem;
     const bool packed = p.layout == Layout::kTND;
     const int64_t head = p.q_len * p.score_dim();
@@ -118,32 +115,6 @@ class BackwardPass {
     carry_ = {{own, DType::kFloat32, strides}, {rope, DType::kFloat32, strides}};
   }
 
-  int64_t ColumnsOf(const Sequence& s) const {
-    return std::max<int64_t>((s.kv_len + cut_.column_keys - 1) / cut_.column_keys, 1);
-  }
-  int64_t SegmentRows() const { return cut_.segment_blocks * job_.rows; }
-  int64_t SegmentsOf(const Sequence& s) const {
-    return std::max<int64_t>((s.q_len + SegmentRows() - 1) / SegmentRows(), 1);
-  }
-  // The query heads of a group stand one after the other.
-  int64_t GridHeight(const Sequence& s) const { return job_.problem.group() * SegmentsOf(s); }
-
-  Cell CellAt(const Sequence& s, int64_t kv_head, int64_t column, int64_t segment) const {
-    const int64_t begin = segment % SegmentsOf(s) * SegmentRows();
-    const int64_t key = column * cut_.column_keys;
-    return {.sequence = s,
-            .head = kv_head * job_.problem.group() + segment / SegmentsOf(s),
-            .rows = {begin, std::min(begin + SegmentRows(), s.q_len)},
-            .keys = {key, std::min(key + cut_.column_keys, s.kv_len)},
-            .first_keys = column == 0,
-            .last_keys = column == ColumnsOf(s) - 1};
-  }
-
-  void ClearColumn(T* dk, T* dv) const {
-    std::fill_n(dk, cut_.column_keys * job_.key_ld, T{0});
-    std::fill_n(dv, cut_.column_keys * job_.value_ld, T{0});
-  }
-
   void StoreColumn(const Sequence& s, int64_t kv_head, Span keys, const T* dk, const T* dv) const {
     const Problem& p = job_.problem;
     const int64_t token = s.kv_begin + keys.begin;
@@ -153,108 +124,31 @@ class BackwardPass {
                  RowsAt(args_.dv, s.batch, kv_head, token));
   }
 
-  void RunByHead() {
-    const Pass pass(job_, products_, args_, carry_, dpse_);
-    Arena size;
-    GridScratch<T, Operand>(size, job_, products_, cut_);
-    WorkerScratch scratch(std::min(workers_, std::max<int64_t>(grids_, 1)), size.bytes());
-    const int64_t heads = job_.problem.kv_heads;
-    const std::vector<int64_t> order = LongestFirst();
-    RunPieces(threads_, scratch, grids_, [&](std::byte* own, int64_t piece) {
-      Arena arena(own);
-      GridScratch<T, Operand> memory(arena, job_, products_, cut_);
-      const int64_t grid = order.empty() ? piece : order[static_cast<size_t>(piece)];
-      if (!dpse_.across_batch()) {
-        RunGrid(pass, job_.problem.SequenceAt(grid / heads), grid % heads, memory);
-        return;
-      }
-      for (int64_t s = 0; s < job_.problem.sequences(); ++s) {
-        RunGrid(pass, job_.problem.SequenceAt(s), grid, memory);
-      }
-    });
-  }
-
-  // The grids of TND differ; empty for dense layouts, where they are alike.
-  std::vector<int64_t> LongestFirst() const {
-    std::vector<int64_t> order;
-    if (job_.problem.layout != Layout::kTND || dpse_.across_batch()) return order;
-    for (int64_t g = 0; g < grids_; ++g) order.push_back(g);
-    const auto cost = [&](int64_t g) {
-      const Sequence s = job_.problem.SequenceAt(g / job_.problem.kv_heads);
-      return s.q_len * s.kv_len;
-    };
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
-    return order;
-  }
-
-  void RunGrid(const Pass& pass, const Sequence& s, int64_t kv_head,
-               GridScratch<T, Operand>& memory) const {
-    for (int64_t column = 0; column < ColumnsOf(s); ++column) {
-      ClearColumn(memory.dk, memory.dv);
-      for (int64_t segment = 0; segment < GridHeight(s); ++segment) {
-        pass.Run(CellAt(s, kv_head, column, segment), memory.cells, memory.dk, memory.dv);
-      }
-      StoreColumn(s, kv_head, CellAt(s, kv_head, column, 0).keys, memory.dk, memory.dv);
-    }
-  }
-
-  // One cell of a wavefront and the column that it adds to.
-  struct Placed {
-    int64_t sequence;
-    int64_t kv_head;
-    int64_t column;
-    int64_t segment;
-    int64_t slot;  // of the column memory
-  };
-
-  void RunWavefront() {
-    const Pass pass(job_, products_, args_, carry_, dpse_);
+  void RunColumn(const Pass& pass, int64_t number, ColumnScratch<T, Operand>& memory) {
     const Problem& p = job_.problem;
-    int64_t columns = 0;
-    int64_t height = 0;
-    for (int64_t s = 0; s < p.sequences(); ++s) {
-      columns = std::max(columns, ColumnsOf(p.SequenceAt(s)));
-      height = std::max(height, GridHeight(p.SequenceAt(s)));
-    }
-    Arena size;
-    CellScratch<T, Operand>(size, job_, products_, cut_.segment_blocks);
-    WorkerScratch scratch(workers_, size.bytes());
-    // As many columns of every grid at a time as fit 8 MiB a worker.
-    const int64_t column_bytes = cut_.column_keys * KeyRowBytes();
-    const int64_t live = std::clamp<int64_t>(
-        (int64_t{8} << 20) * workers_ / std::max<int64_t>(grids_ * column_bytes, 1), 1, columns);
-    const Buffer memory = AllocateBuffer(grids_ * live * column_bytes);
-
-    std::vector<Placed> front;
-    for (int64_t first = 0; first < columns; first += live) {
-      for (int64_t level = 0; level < live + height - 1; ++level) {
-        front.clear();
-        for (int64_t grid = 0; grid < grids_; ++grid) {
-          const Sequence s = p.SequenceAt(grid / p.kv_heads);
-          for (int64_t c = 0; c < live; ++c) {
-            const int64_t segment = level - c;
-            if (segment < 0 || segment >= GridHeight(s) || first + c >= ColumnsOf(s)) continue;
-            front.push_back(
-                {grid / p.kv_heads, grid % p.kv_heads, first + c, segment, grid * live + c});
-          }
-        }
-        RunPieces(threads_, scratch, static_cast<int64_t>(front.size()),
-                  [&](std::byte* own, int64_t piece) {
-                    Arena arena(own);
-                    CellScratch<T, Operand> cells(arena, job_, products_, cut_.segment_blocks);
-                    const Placed& at = front[static_cast<size_t>(piece)];
-                    T* dk = reinterpret_cast<T*>(memory.get() + at.slot * column_bytes);
-                    T* dv = dk + cut_.column_keys * job_.key_ld;
-                    const Sequence s = p.SequenceAt(at.sequence);
-                    const Cell cell = CellAt(s, at.kv_head, at.column, at.segment);
-                    if (at.segment == 0) ClearColumn(dk, dv);
-                    pass.Run(cell, cells, dk, dv);
-                    if (at.segment == GridHeight(s) - 1)
-                      StoreColumn(s, at.kv_head, cell.keys, dk, dv);
-                  });
+    const Column& column = columns_[number];
+    const Sequence s = p.SequenceAt(column.sequence);
+    const RowIntervals intervals = p.IntervalsOf(s);
+    std::fill_n(memory.dk, column.keys.size() * job_.key_ld, T{0});
+    std::fill_n(memory.dv, column.keys.size() * job_.value_ld, T{0});
+    const Span segments = columns_.SegmentsOf(column);
+    for (int64_t member = 0; member < p.group(); ++member) {
+      for (int64_t segment = segments.begin; segment < segments.end; ++segment) {
+        const int64_t first = segment * columns_.segment_rows();
+        const Span keys = columns_.KeysOf(s, intervals, segment);
+        const Cell cell{.sequence = s,
+                        .head = column.kv_head * p.group() + member,
+                        .rows = {first, std::min(first + columns_.segment_rows(), s.q_len)},
+                        .keys = column.keys,
+                        .first_keys = keys.begin >= column.keys.begin,
+                        .last_keys = keys.end <= std::max(column.keys.end, column.keys.begin + 1)};
+        const int64_t place = member * columns_.SegmentsOf(s) + segment;
+        if (!cell.first_keys) progress_.Await(column.left, place);
+        pass.Run(cell, memory.cells, memory.dk, memory.dv);
+        progress_.Pass(number, place);
       }
     }
+    StoreColumn(s, column.kv_head, column.keys, memory.dk, memory.dv);
   }
 
   const Job<T>& job_;
@@ -263,11 +157,8 @@ class BackwardPass {
   ParallelFor& threads_;
   int64_t workers_;
   PseGradient<T> dpse_;
-  int64_t max_kv_ = 0;
-  int64_t max_q_ = 0;
-  int64_t grids_ = 0;
-  bool by_head_ = true;
-  Cut cut_{};
+  BackwardColumns columns_;
+  Progress progress_;
   RopedView<void> carry_;
   Buffer carry_memory_;
 };

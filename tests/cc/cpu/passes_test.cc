@@ -11,7 +11,7 @@
 namespace fusion_attention::cpu {
 namespace {
 
-// Long enough that three threads go over it by anti-diagonals of several columns.
+// Long enough that three threads share its grids.
 Problem LongProblem(DType dtype) {
   Problem p;
   p.dtype = dtype;

@@ -1,0 +1,205 @@
+#include "src/cpu/backward_columns.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "src/cpu/kernels/kernel_table.h"
+
+namespace fusion_attention::cpu {
+namespace {
+
+constexpr int64_t kWhole = std::numeric_limits<int64_t>::max();
+
+// The first of [0, count) for which `is_past` holds, as it then does for all later ones.
+template <typename Predicate>
+int64_t First(int64_t count, const Predicate& is_past) {
+  int64_t begin = 0;
+  while (begin < count) {
+    const int64_t middle = (begin + count) / 2;
+    is_past(middle) ? count = middle : begin = middle + 1;
+  }
+  return begin;
+}
+
+// The rows that see a key lie together, because both ends of the rows' intervals never decrease.
+Span RowsThatSee(const Sequence& s, const RowIntervals& intervals, int64_t key) {
+  const int64_t begin = First(s.q_len, [&](int64_t row) { return intervals.End(row) > key; });
+  const int64_t end = First(s.q_len, [&](int64_t row) { return intervals.Begin(row) > key; });
+  return {begin, std::max(begin, end)};
+}
+
+// (query, key) pairs of one query head, to within a block.
+int64_t PairsOf(const Sequence& s, const RowIntervals& intervals, int64_t block_rows) {
+  int64_t pairs = 0;
+  for (int64_t first = 0; first < s.q_len; first += block_rows) {
+    const int64_t rows = std::min(block_rows, s.q_len - first);
+    pairs += rows * std::max<int64_t>(intervals.End(first + rows - 1) - intervals.Begin(first), 0);
+  }
+  return pairs;
+}
+
+int64_t LongestQuery(const Problem& problem) {
+  if (problem.layout != Layout::kTND) return problem.q_len;
+  int64_t longest = 0;
+  for (const Sequence& s : problem.packed) longest = std::max(longest, s.q_len);
+  return longest;
+}
+
+// How many of the workers have a grid's work to do while all work on what remains.
+int64_t Sharing(int64_t pairs, int64_t remaining, int64_t workers) {
+  return std::clamp<int64_t>((pairs * workers + remaining - 1) / std::max<int64_t>(remaining, 1), 1,
+                             workers);
+}
+
+}  // namespace
+
+struct BackwardColumns::Grid {
+  int64_t sequence;
+  int64_t kv_head;
+  int64_t pairs;
+};
+
+BackwardColumns::BackwardColumns(const Problem& problem, const GridSizes& sizes, int64_t workers,
+                                 Undivided undivided)
+    : problem_(problem), sizes_(sizes), segment_rows_(sizes.block_rows) {
+  const std::vector<Grid> grids = GridsOf(workers, undivided);
+  if (grids.empty()) return;
+  int64_t remaining = 0;
+  for (const Grid& grid : grids) remaining += grid.pairs;
+  // Equal grids for all workers are best left whole: every further column packs its rows again.
+  const bool even = grids.front().pairs == grids.back().pairs &&
+                    static_cast<int64_t>(grids.size()) % workers == 0;
+  const bool whole = workers == 1 || even || remaining == 0 || undivided != Undivided::kColumn;
+  int64_t blocks = (LongestQuery(problem) + sizes.block_rows - 1) / sizes.block_rows;
+  if (!whole) {
+    // Workers on one grid follow each other at a distance of a segment: at most a tenth, for two
+    // of them, of the rows that see a key.
+    const Grid& largest = grids.front();
+    const int64_t keys = std::max<int64_t>(problem.SequenceAt(largest.sequence).kv_len, 1);
+    blocks =
+        largest.pairs / keys / (5 * Sharing(largest.pairs, remaining, workers) * sizes.block_rows);
+  }
+  segment_rows_ = std::clamp<int64_t>(blocks, 1, sizes.most_blocks) * sizes.block_rows;
+
+  int64_t last_head = -1;
+  for (const Grid& grid : grids) {
+    const int64_t begin = count();
+    // Two columns for each worker, of what is left: late grids are cut finer and so balance them.
+    if (whole) {
+      Cut(grid, 1, kWhole);
+    } else {
+      Cut(grid, Sharing(grid.pairs, remaining, workers), remaining / (2 * workers));
+    }
+    remaining -= grid.pairs;
+    if (undivided == Undivided::kColumn) {
+      for (int64_t c = begin; c < count(); ++c) pieces_.push_back({c, c + 1});
+    } else if (undivided == Undivided::kHead && grid.kv_head == last_head) {
+      pieces_.back().end = count();
+    } else {
+      pieces_.push_back({begin, count()});
+    }
+    last_head = grid.kv_head;
+  }
+  if (workers > 1 && undivided == Undivided::kColumn) Order();
+}
+
+// Longest first, but where each head's grids must run one after the other.
+std::vector<BackwardColumns::Grid> BackwardColumns::GridsOf(int64_t workers,
+                                                            Undivided undivided) const {
+  const Problem& p = problem_;
+  std::vector<Grid> grids;
+  for (int64_t i = 0; i < p.sequences(); ++i) {
+    const Sequence s = p.SequenceAt(i);
+    const int64_t pairs =
+        workers == 1 ? 0 : p.group() * PairsOf(s, p.IntervalsOf(s), sizes_.block_rows);
+    for (int64_t head = 0; head < p.kv_heads; ++head) grids.push_back({i, head, pairs});
+  }
+  std::stable_sort(grids.begin(), grids.end(), [&](const Grid& a, const Grid& b) {
+    return undivided == Undivided::kHead ? a.kv_head < b.kv_head : a.pairs > b.pairs;
+  });
+  return grids;
+}
+
+// Cuts a grid that `workers` share into columns of about `share` pairs.
+void BackwardColumns::Cut(const Grid& grid, int64_t workers, int64_t share) {
+  const Sequence s = problem_.SequenceAt(grid.sequence);
+  const RowIntervals intervals = problem_.IntervalsOf(s);
+  int64_t most_keys = sizes_.most_keys;
+  int64_t left = -1;
+  int64_t begin = 0;
+  do {
+    int64_t end = begin + most_keys;
+    if (share != kWhole) {
+      // The second worker waits for the first one's first cell, so that is a small one. The others
+      // get the same width: under a causal mask, a worker then follows another at half a column.
+      const bool first = workers > 1 && left < 0;
+      end = EndOfColumn(s, intervals, {begin, std::min(end, s.kv_len)}, workers,
+                        first ? share / 4 : share);
+      if (!first) most_keys = end - begin;
+    }
+    end = std::min(end, s.kv_len);
+    columns_.push_back({grid.sequence, grid.kv_head, {begin, end}, left});
+    ranks_.push_back(grid.pairs - grid.pairs * begin / std::max<int64_t>(s.kv_len, 1));
+    most_keys_ = std::max(most_keys_, RoundUp(end - begin, sizes_.tile_keys));
+    carries_ |= left >= 0;
+    left = count() - 1;
+    begin = end;
+  } while (begin < s.kv_len);
+}
+
+// Where a column that begins at keys.begin has `share` pairs or more, at most keys.end.
+int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& intervals, Span keys,
+                                     int64_t workers, int64_t share) const {
+  const int64_t group = problem_.group();
+  const Span first_rows = RowsThatSee(s, intervals, keys.begin);
+  int64_t pairs = 0;
+  int64_t end = keys.begin;
+  for (; end < keys.end; end += sizes_.tile_keys) {
+    const Span rows = RowsThatSee(s, intervals, end);
+    // The next column's first rows are among this one's last where the mask is a band. Then the
+    // workers would take turns if columns were much wider than the band.
+    const bool band = rows.begin > first_rows.begin && rows.end > first_rows.end;
+    const int64_t lag = rows.begin - first_rows.begin + segment_rows_;
+    const bool turns = band && workers * lag > group * (rows.end - first_rows.begin);
+    if (end - keys.begin >= 2 * sizes_.tile_keys && (pairs >= share || turns)) break;
+    pairs += group * rows.size() * sizes_.tile_keys;
+  }
+  return end;
+}
+
+// By rank: first what most other work waits for.
+void BackwardColumns::Order() {
+  std::vector<size_t> order(columns_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return ranks_[a] > ranks_[b]; });
+  std::vector<int64_t> place(order.size());
+  for (size_t i = 0; i < order.size(); ++i) place[order[i]] = static_cast<int64_t>(i);
+  std::vector<Column> ordered;
+  for (const size_t from : order) {
+    ordered.push_back(columns_[from]);
+    int64_t& left = ordered.back().left;
+    if (left >= 0) left = place[static_cast<size_t>(left)];
+  }
+  columns_ = std::move(ordered);
+}
+
+Span BackwardColumns::KeysOf(const Sequence& sequence, const RowIntervals& intervals,
+                             int64_t segment) const {
+  const int64_t first = segment * segment_rows_;
+  const int64_t last = std::min(first + segment_rows_, sequence.q_len) - 1;
+  const int64_t begin = std::min(intervals.Begin(first), std::max<int64_t>(sequence.kv_len - 1, 0));
+  return {begin, std::max(intervals.End(last), begin + 1)};
+}
+
+Span BackwardColumns::SegmentsOf(const Column& column) const {
+  const Sequence s = problem_.SequenceAt(column.sequence);
+  const RowIntervals intervals = problem_.IntervalsOf(s);
+  const int64_t count = SegmentsOf(s);
+  const int64_t end = std::max(column.keys.end, column.keys.begin + 1);
+  return {First(count, [&](int64_t i) { return KeysOf(s, intervals, i).end > column.keys.begin; }),
+          First(count, [&](int64_t i) { return KeysOf(s, intervals, i).begin >= end; })};
+}
+
+}  // namespace fusion_attention::cpu
