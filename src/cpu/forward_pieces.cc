@@ -7,10 +7,10 @@ namespace fusion_attention::cpu {
 ForwardPieces::ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes,
                              int64_t workers)
     : problem_(problem), block_rows_(block_rows) {
-  // Blocks that share packed keys: up to 256 KiB of L2, but never so many that workers go idle.
+  // Blocks that share packed keys: up to 512 KiB of L2, but never so many that workers go idle.
   const Problem& p = problem;
   most_blocks_ =
-      std::clamp<int64_t>((256 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
+      std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
   const int64_t heads = p.kv_heads;
   if (p.layout != Layout::kTND) {
     const int64_t blocks = BlocksOf(p.SequenceAt(0));
@@ -39,11 +39,11 @@ ForwardPieces::ForwardPieces(const Problem& problem, int64_t block_rows, int64_t
 ForwardPiece ForwardPieces::At(int64_t index) const {
   const Problem& p = problem_;
   if (p.layout == Layout::kTND) return packed_[static_cast<size_t>(index)];
-  // The last rows first: they see the most keys.
-  const int64_t heads = p.batch * p.kv_heads;
-  const int64_t first = (pieces_per_head_ - 1 - index / heads) * most_blocks_;
+  // Head by head, so that its keys stay in the caches; the last rows first, they see the most keys.
+  const int64_t head = index / pieces_per_head_;
+  const int64_t first = (pieces_per_head_ - 1 - index % pieces_per_head_) * most_blocks_;
   const int64_t count = std::min(most_blocks_, BlocksOf(p.SequenceAt(0)) - first);
-  return {index % heads / p.kv_heads, index % p.kv_heads, first, count};
+  return {head / p.kv_heads, head % p.kv_heads, first, count};
 }
 
 // All of a key/value head: those of its query heads together.

@@ -21,7 +21,7 @@ struct ForwardPiece {
 class ForwardPieces {
  public:
   // Most blocks of a piece: more would save little packing and cost L2.
-  static constexpr int64_t kMaxBlocks = 8;
+  static constexpr int64_t kMaxBlocks = 16;
 
   // `block_rows` and `block_bytes`: query rows of a block, and the bytes of its query and output.
   ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes, int64_t workers);
