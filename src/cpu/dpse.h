@@ -28,7 +28,12 @@ class PseGradient {
       own_ = AllocateBuffer(RoundUp(numel_, kRowPadding) * static_cast<int64_t>(sizeof(T)));
       std::memset(own_.get(), 0, static_cast<size_t>(numel_) * sizeof(T));
     }
-    std::memset(dpse.data, 0, static_cast<size_t>(numel_ * SizeOf(dpse.dtype)));
+    const int64_t bytes = numel_ * SizeOf(dpse.dtype);
+    AdviseHugePages(dpse.data, bytes);
+    // Without a mask every element is one score's and gets its gradient.
+    const bool every_element_is_stored =
+        p.mask.full && !sums_ && p.layout != Layout::kTND && p.score_dim() > 0;
+    if (!every_element_is_stored) std::memset(dpse.data, 0, static_cast<size_t>(bytes));
   }
 
   bool wanted() const { return dpse_.data != nullptr; }

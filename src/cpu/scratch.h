@@ -3,6 +3,10 @@
 // layout used cannot part.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -44,6 +48,19 @@ inline Buffer AllocateBuffer(int64_t bytes) {
   void* memory = std::aligned_alloc(Arena::kAlignment, static_cast<size_t>(rounded));
   if (memory == nullptr) throw std::bad_alloc();
   return Buffer(static_cast<std::byte*>(memory));
+}
+
+// For large memory that nobody has touched yet: one page fault for each 2 MiB. One for each 4 KiB
+// took 1.8 us in a virtual machine, which for a gradient of 4 heads x 2048 x 2048 is half as long
+// as the rest of the backward pass.
+inline void AdviseHugePages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) & -kHugePage;
+  const uintptr_t end =
+      (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) & -kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace fusion_attention::cpu
