@@ -81,14 +81,21 @@ void MaskReader::HideDense(const Sequence& sequence, int64_t head, Span rows, Sp
   }
 }
 
-void ReadKeepBits(const uint8_t* mask, int64_t numels, const uint64_t* first, int64_t rows,
-                  int64_t keys, int64_t block_rows, BitWord* keep) {
+void ReadKeepBits(const uint8_t* mask, int64_t numels, uint64_t first, uint64_t row_stride,
+                  int64_t rows, int64_t keys, int64_t block_rows, BitWord* keep) {
   const uint64_t bytes = (static_cast<uint64_t>(numels) + 7) / 8;
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < keys; k += kWordBits) {
-      const uint64_t element = first[r] + static_cast<uint64_t>(k);
+      const uint64_t element =
+          first + static_cast<uint64_t>(r) * row_stride + static_cast<uint64_t>(k);
+      // A word at any bit lies in 5 bytes; 8 are read where there are as many.
+      const uint8_t* from = mask + element / 8;
       uint64_t window = 0;
-      std::memcpy(&window, mask + element / 8, std::min<uint64_t>(5, bytes - element / 8));
+      if (bytes - element / 8 >= sizeof(window)) {
+        std::memcpy(&window, from, sizeof(window));
+      } else {
+        std::memcpy(&window, from, bytes - element / 8);
+      }
       keep[k / kWordBits * block_rows + r] = static_cast<BitWord>(window >> (element % 8));
     }
   }

@@ -43,8 +43,8 @@ class MaskReader {
   HideMasked hide_masked_;
 };
 
-// Bits first[r] + key of an external dropout mask of `numels` bits, for r < rows.
-void ReadKeepBits(const uint8_t* mask, int64_t numels, const uint64_t* first, int64_t rows,
-                  int64_t keys, int64_t block_rows, BitWord* keep);
+// Bits first + row * row_stride + key of an external dropout mask of `numels` bits.
+void ReadKeepBits(const uint8_t* mask, int64_t numels, uint64_t first, uint64_t row_stride,
+                  int64_t rows, int64_t keys, int64_t block_rows, BitWord* keep);
 
 }  // namespace fusion_attention::cpu

@@ -95,18 +95,14 @@ void AddBias(const Job<T>& job, const Sequence& sequence, const RowIntervals& in
 template <typename T>
 void ReadKeep(const Job<T>& job, const Sequence& sequence, int64_t head, Span rows, Span keys,
               TileScratch<T>& tile) {
-  std::memset(tile.first, 0, static_cast<size_t>(job.rows) * sizeof(uint64_t));
-  const uint64_t head_begin =
-      static_cast<uint64_t>(sequence.dropout_begin + head * sequence.q_len * sequence.kv_len);
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    tile.first[r - rows.begin] =
-        head_begin + static_cast<uint64_t>(r * sequence.kv_len + keys.begin);
-  }
+  const int64_t head_begin = sequence.dropout_begin + head * sequence.q_len * sequence.kv_len;
+  const auto first = static_cast<uint64_t>(head_begin + rows.begin * sequence.kv_len + keys.begin);
+  const auto row_stride = static_cast<uint64_t>(sequence.kv_len);
   if (job.problem.dropout == DropoutKind::kExternal) {
-    ReadKeepBits(job.inputs.dropout_mask, job.problem.numels, tile.first, rows.size(), keys.size(),
-                 job.rows, tile.keep);
+    ReadKeepBits(job.inputs.dropout_mask, job.problem.numels, first, row_stride, rows.size(),
+                 keys.size(), job.rows, tile.keep);
   } else {
-    job.k.keep_bits(tile.first, keys.size(), job.keep_rule, tile.keep);
+    job.k.keep_bits(first, row_stride, rows.size(), keys.size(), job.keep_rule, tile.keep);
   }
 }
 

@@ -13,8 +13,7 @@ template <typename T>
 struct TileScratch {
   TileScratch(Arena& arena, const Job<T>& job)
       : visible(arena.Take<BitWord>(job.KeyWords() * job.rows)),
-        keep(arena.Take<BitWord>(job.KeyWords() * job.rows)),
-        first(arena.Take<uint64_t>(job.rows)) {
+        keep(arena.Take<BitWord>(job.KeyWords() * job.rows)) {
     const PseKind kind = job.problem.pse.kind;
     const int64_t tile = kind == PseKind::kDense || kind == PseKind::kCompressed
                              ? job.rows * RoundUp(job.tile_keys, kRowPadding)
@@ -27,7 +26,6 @@ struct TileScratch {
   }
   BitWord* visible;
   BitWord* keep;
-  uint64_t* first;
   T* bias_rows;           // stored bias: [row][key]
   T* line;                // slopes: the bias
   double* distance;       // slopes: what the bias is a multiple of

@@ -371,23 +371,30 @@ TYPED_TEST(Kernels, ScoreGradientsSelect) {
   }
 }
 
+// Rows that all begin with a block of Philox and rows at every phase of one, blocks that cross
+// 2^32.
 TYPED_TEST(Kernels, KeepBitsAreTheDefinition) {
   using T = TypeParam;
+  constexpr uint64_t kSeed = 0xFEDCBA9876543210u, kOffset = 0x123456789ABCu;
   for (const int64_t target : Targets()) {
     const auto& k = *KernelsOf<T>(target);
     const int64_t R = k.block_rows;
     for (const double keep_prob : {0.9, 0.5, 1 - 1e-8, 1e-8}) {
       const KeepThreshold rule = KeepThresholdOf(DType::kFloat32, keep_prob);
-      Array<uint64_t> first(R);
-      // Every phase of a block, and blocks that cross 2^32.
-      for (int64_t r = 0; r < R; ++r)
-        first[r] = static_cast<uint64_t>(r) * 1001 + (r % 5 == 0 ? 0x3FFFFFFE0u : 0);
-      Array<BitWord> keep(3 * R);
-      k.keep_bits(first.data(), 70, {0x123456789u, 12, rule.low_mask, rule.threshold}, keep.data());
-      for (int64_t r = 0; r < R; ++r) {
-        for (int64_t n = 0; n < 70; ++n) {
-          ASSERT_EQ(this->Bit(keep, R, n, r),
-                    Keep(0x123456789u, 12, first[r] + static_cast<uint64_t>(n), rule));
+      for (const uint64_t first : {uint64_t{0}, uint64_t{7}, uint64_t{0x3FFFFFFE0}}) {
+        for (const uint64_t row_stride : {1000, 1001}) {
+          for (const int64_t keys : {1, 32, 33, 64, 70}) {
+            Array<BitWord> keep(3 * R);
+            k.keep_bits(first, row_stride, R - 1, keys,
+                        {kSeed, kOffset, rule.low_mask, rule.threshold}, keep.data());
+            for (int64_t r = 0; r < R - 1; ++r) {
+              for (int64_t n = 0; n < keys; ++n) {
+                const uint64_t element =
+                    first + static_cast<uint64_t>(r) * row_stride + static_cast<uint64_t>(n);
+                ASSERT_EQ(this->Bit(keep, R, n, r), Keep(kSeed, kOffset, element, rule));
+              }
+            }
+          }
         }
       }
     }

@@ -82,12 +82,13 @@ TEST(TileBits, ReadKeepBitsAtAnyBitAndUpToTheLast) {
   std::vector<uint8_t> mask((numels + 7) / 8);
   for (uint8_t& byte : mask) byte = static_cast<uint8_t>(engine());
   for (const int64_t keys : {1, 31, 32, 33, 64}) {
-    uint64_t first[2] = {static_cast<uint64_t>(numels - keys), 37};
+    const uint64_t first = 37, row_stride = static_cast<uint64_t>(numels - keys) - first;
     BitWord keep[2 * kBlockRows] = {};
-    ReadKeepBits(mask.data(), numels, first, 2, keys, kBlockRows, keep);
+    ReadKeepBits(mask.data(), numels, first, row_stride, 2, keys, kBlockRows, keep);
     for (int64_t r = 0; r < 2; ++r) {
       for (int64_t k = 0; k < keys; ++k) {
-        const uint64_t element = first[r] + static_cast<uint64_t>(k);
+        const uint64_t element =
+            first + static_cast<uint64_t>(r) * row_stride + static_cast<uint64_t>(k);
         ASSERT_EQ(keep[k / 32 * kBlockRows + r] >> (k % 32) & 1,
                   mask[element / 8] >> (element % 8) & 1);
       }
