@@ -91,22 +91,13 @@ def measure(target: Target, effort: Effort) -> Result:
         kind = TorchLoop if rival == "torch, a call each" else Torch
         runs.append(functools.partial(_contestant(kind, case).run, direction))
     peak, peaks = _peak(target.threads), []
-    slices: list[list[float]] = [[] for _ in runs]
-    # A neighbour on the machine can spoil all slices of a row, so one that falls short gets twice
-    # the time. All contestants gain by it, and the peak too.
-    for _ in range(2):
-        turns = take_turns(
-            runs,
-            effort.seconds,
-            shortest=_SHORTEST_SLICE if target.yardstick == Yardstick.TIME else 0,
-            between=lambda: peaks.append(peak.slice()),
-        )
-        slices = [old + new for old, new in zip(slices, turns, strict=True)]
-        measured = Measurement.of(target.threads, flops, slices, peaks)
-        result = Result.of(target, column, simd, measured)
-        if result.verdict != "SHORT":
-            break
-    return result
+    slices = take_turns(
+        runs,
+        effort.seconds,
+        shortest=_SHORTEST_SLICE if target.yardstick == Yardstick.TIME else 0,
+        between=lambda: peaks.append(peak.slice()),
+    )
+    return Result.of(target, column, simd, Measurement.of(target.threads, flops, slices, peaks))
 
 
 def _on_threads(threads: int, run: Callable[[], object]) -> Callable[[], object]:

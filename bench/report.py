@@ -12,7 +12,7 @@ from results import Result
 _COLORS = {"aim": "bold green", "holds": "green", "SHORT": "red"}
 # Fixed widths, so that the tables of all sections stand under each other.
 _COLUMNS = (
-    ("problem", 42),
+    ("problem", 41),
     ("direction", 9),
     ("ours, ms", 8),
     ("of peak", 8),
@@ -23,8 +23,22 @@ _COLUMNS = (
     ("aim", 7),
     ("", 5),
 )
-WIDTH = sum(width for _, width in _COLUMNS) + 2 * len(_COLUMNS) + 1
 _LEFT = ("problem", "direction", "against", "")
+# A narrow terminal shows as many of these, in this order, as it has room for.
+_WANTED = ("problem", "measured", "must", "", "direction", "of peak", "against", "ours, ms")
+_WANTED += ("its ms", "aim")
+WIDTH = sum(width for _, width in _COLUMNS) + 2 * len(_COLUMNS) + 1
+
+
+def _fitting(width: int) -> list[str]:
+    """The names of the columns that fit, in the table's order."""
+    widths, left, chosen = dict(_COLUMNS), width - 1, []
+    for name in _WANTED:
+        left -= widths[name] + 2
+        if left < 0:
+            break
+        chosen.append(name)
+    return [name for name, _ in _COLUMNS if name in chosen]
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -61,22 +75,23 @@ def cells(result: Result) -> tuple[str, ...]:
     )
 
 
-def section_table(results: Sequence[Result]) -> Table:
-    """The rows of one section."""
+def section_table(results: Sequence[Result], width: int) -> Table:
+    """The rows of one section, no wider than so many letters."""
     first = results[0]
     simd = ", ".join(dict.fromkeys(x.simd for x in results if x.simd))
     threads = {x.measurement.threads for x in results if x.measurement}
     title = f"{first.section} ({simd or 'not here'}"
     title += f", {max(threads)} threads)" if threads and max(threads) > 1 else ")"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name, width in _COLUMNS:
+    names, widths = _fitting(width), dict(_COLUMNS)
+    for name in names:
         justify = "left" if name in _LEFT else "right"
-        table.add_column(name, width=width, justify=justify, no_wrap=True)
+        table.add_column(name, width=widths[name], justify=justify, no_wrap=True)
     for result in results:
-        row = list(cells(result))
+        row = dict(zip(widths, cells(result), strict=True))
         if color := _COLORS.get(result.verdict):
-            row[6], row[-1] = (f"[{color}]{text}[/]" for text in (row[6], row[-1]))
-        table.add_row(*row)
+            row |= {name: f"[{color}]{row[name]}[/]" for name in ("measured", "")}
+        table.add_row(*(row[name] for name in names))
     return table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,21 @@ class Measurement:
             rival_median=statistics.median(rival) if rival else None,
             peak=max(peaks),
             rounds=len(slices[0]),
+        )
+
+    def best_of(self, later: Measurement) -> Measurement:
+        """The best slices of two measurements of the same, for each contestant and for the peak."""
+        rivals = {}
+        if self.rival is not None:
+            rivals["rival"] = min(self.rival, later.rival)
+            rivals["rival_median"] = min(self.rival_median, later.rival_median)
+        return replace(
+            self,
+            ours=min(self.ours, later.ours),
+            ours_median=min(self.ours_median, later.ours_median),
+            peak=max(self.peak, later.peak),
+            rounds=self.rounds + later.rounds,
+            **rivals,
         )
 
     @property
@@ -111,6 +126,10 @@ class Result:
             measurement=measured,
             why_not=why_not,
         )
+
+    def best_of(self, later: Result) -> Result:
+        """This result with the best slices of it and of a later one of the same target."""
+        return replace(self, measurement=self.measurement.best_of(later.measurement))
 
     @property
     def value(self) -> float | None:

@@ -6,8 +6,7 @@ Attention is bound by arithmetic, so its roof is what the multipliers can do bes
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,7 +17,8 @@ from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch
 from fusion_attention.benchmark.masks import CAUSAL, FULL
 from fusion_attention.benchmark.verify import verify
-from targets import FORWARD_BACKWARD, is_native
+from results import Measurement
+from targets import FORWARD_BACKWARD, Yardstick, is_native
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 HEAD_DIMS = (16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512)
@@ -49,7 +49,7 @@ def roof(head_dim: int, direction: Direction, column: str, native: bool = False)
 
 @dataclass(frozen=True)
 class Point:
-    """Two marks of the plot. `axis` is what is varied: "S" or "D"."""
+    """Two marks of the plot: ours and torch's. `axis` is what is varied: "S" or "D"."""
 
     axis: str
     tokens: int
@@ -57,8 +57,21 @@ class Point:
     mask: str
     dtype: str
     direction: Direction
-    ours: float
-    torch: float
+    measurement: Measurement
+
+    @property
+    def ours(self) -> float:
+        """Our share of the peak."""
+        return self.measurement.of_peak
+
+    @property
+    def torch(self) -> float:
+        """Torch's share of the peak."""
+        return self.ours * self.measurement.value(Yardstick.TIME)
+
+    def best_of(self, later: Point) -> Point:
+        """This point with the best slices of it and of a later measurement."""
+        return replace(self, measurement=self.measurement.best_of(later.measurement))
 
 
 def problems(quick: bool) -> list[tuple[str, Case]]:
@@ -83,7 +96,7 @@ def problems(quick: bool) -> list[tuple[str, Case]]:
     return over_s + over_d
 
 
-def measure(axis: str, case: Case, seconds: float) -> Iterator[Point]:
+def measure(axis: str, case: Case, seconds: float) -> list[Point]:
     """Measures both directions of a problem on one thread.
 
     Raises:
@@ -93,20 +106,19 @@ def measure(axis: str, case: Case, seconds: float) -> Iterator[Point]:
     small = case.shortened(192)
     inputs = Inputs(small)
     verify(small, inputs, Ours(small, inputs))
-    inputs, peak = Inputs(case), _peak()
+    inputs, peak, points = Inputs(case), _peak(), []
     contestants = Ours(case, inputs), Torch(case, inputs)
     for direction in FORWARD_BACKWARD:
         peaks: list[float] = []
-        ours, theirs = take_turns(
+        slices = take_turns(
             [functools.partial(contestant.run, direction) for contestant in contestants],
             seconds,
             between=lambda peaks=peaks: peaks.append(peak.slice()),
         )
-        least = case.flops(direction) / max(peaks)
-        yield Point(
-            axis, case.q_len, case.head_dim, case.mask.kind, case.dtype_name, direction,
-            least / min(ours), least / min(theirs),
-        )  # fmt: skip
+        measured = Measurement.of(1, [case.flops(direction)] * 2, slices, peaks)
+        kind = case.mask.kind, case.dtype_name, direction
+        points.append(Point(axis, case.q_len, case.head_dim, *kind, measured))
+    return points
 
 
 @functools.cache

@@ -82,7 +82,12 @@ class Target:
     @property
     def name(self) -> str:
         """A text that tells this target from every other one."""
-        return f"{self.section}: {self.case.name}, {self.direction}"
+        return f"{self.section}: {self.short_name}"
+
+    @property
+    def short_name(self) -> str:
+        """What is run."""
+        return f"{self.case.name}, {self.direction}"
 
     def limit(self, column: str) -> float | None:
         """The must that applies."""
