@@ -88,7 +88,7 @@ PYTHON_LAYERS = (
 FOREIGN_NAMES = {"hwy/": "Highway", "torch/": "PyTorch"}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
-STANDARD_CPP = re.compile(r"[a-z_]+|(?:sys|pthread|unistd|signal)\S*\.h")
+STANDARD_CPP = re.compile(r"[a-z_]+|(?:sys|pthread|unistd|signal|xmmintrin)\S*\.h")
 
 
 def layer_of(path: str, layers: tuple[Layer, ...]) -> Layer | None:

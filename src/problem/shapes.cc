@@ -65,7 +65,7 @@ std::vector<int64_t> StatisticsShape(const Problem& problem) {
   return {problem.batch, problem.q_heads, problem.q_len, 8};
 }
 
-int64_t SaturatingProduct(const std::vector<int64_t>& factors) {
+int64_t SaturatingProduct(std::span<const int64_t> factors) {
   if (std::find(factors.begin(), factors.end(), 0) != factors.end()) return 0;
   int64_t product = 1;
   for (const int64_t factor : factors) {

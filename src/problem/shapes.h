@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -34,7 +35,7 @@ std::vector<int64_t> StatisticsShape(const Problem& problem);
 
 // Product of non-negative factors; kSaturated when it does not fit.
 inline constexpr int64_t kSaturated = INT64_MAX;
-int64_t SaturatingProduct(const std::vector<int64_t>& factors);
+int64_t SaturatingProduct(std::span<const int64_t> factors);
 
 // Cumulative lengths of packed sequences. `used` entries count; behind them only zeros may stand,
 // which mean "unused". A list that holds nothing but zeros has no unused entries of its own.

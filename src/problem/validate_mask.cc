@@ -17,7 +17,7 @@ Status CheckMaskShape(const Call& call, Draft& draft) {
   const TensorSpec& mask = *call.atten_mask;
   const Shape& shape = mask.shape;
   MaskSpec& spec = draft.problem.mask;
-  const std::string mode = ShowInt("sparse_mode", call.sparse_mode);
+  const auto mode = [&] { return ShowInt("sparse_mode", call.sparse_mode); };
   if (shape.size() != 2 && shape.size() != 4) {
     return Broken("atten_mask", "to have 2 or 4 dimensions", {ShowShape("atten_mask", mask)},
                   "Use [Sq, Skv], [1, 1, Sq, Skv], [B, 1, Sq, Skv] or [B, N, Sq, Skv].");
@@ -48,7 +48,7 @@ Status CheckMaskShape(const Call& call, Draft& draft) {
     if (rows == kCompressedSize && keys == kCompressedSize) return Status();
     return Broken(
         "atten_mask", "to end with [2048, 2048] in sparse_mode 2, 3, 4, 7 and 8",
-        {ShowShape("atten_mask", mask), mode},
+        {ShowShape("atten_mask", mask), mode()},
         "Pass torch.triu(torch.ones(2048, 2048), 1).bool(), or a full mask with sparse_mode 1.");
   }
   if (rows != draft.longest_q || keys != draft.longest_kv) {
@@ -56,7 +56,7 @@ Status CheckMaskShape(const Call& call, Draft& draft) {
       return Broken(
           "atten_mask", "to end with [Sq, Skv] in sparse_mode 0, 1 and 5",
           {ShowShape("atten_mask", mask), ShowInt("Sq", draft.longest_q),
-           ShowInt("Skv", draft.longest_kv), mode},
+           ShowInt("Skv", draft.longest_kv), mode()},
           "Masks are not broadcast over rows or keys; a 2048 x 2048 mask needs mode 2, 3 or 4.");
     }
     const bool over_tokens = rows == draft.problem.q_len && keys == draft.problem.kv_len;

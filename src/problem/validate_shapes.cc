@@ -18,10 +18,10 @@ constexpr int64_t kMaxPackedSequences = 2048;
 // Rank and sizes of one of query, key, value.
 Status CheckAxes(const char* name, const TensorSpec& tensor, const Draft& draft) {
   const Layout layout = draft.problem.layout;
-  const std::string shown_layout = "input_layout=" + std::string(Name(layout));
+  const auto shown_layout = [&] { return "input_layout=" + std::string(Name(layout)); };
   if (tensor.shape.size() != RankOf(layout)) {
     return Broken(name, "to have 3 dimensions in BSH, SBH, TND and 4 in BNSD, BSND",
-                  {ShowShape(name, tensor), shown_layout}, "Check input_layout.");
+                  {ShowShape(name, tensor), shown_layout()}, "Check input_layout.");
   }
   for (const int64_t size : tensor.shape) {
     if (size < 0) {
@@ -32,13 +32,13 @@ Status CheckAxes(const char* name, const TensorSpec& tensor, const Draft& draft)
   const Axes axes = AxesOf(layout, tensor.shape);
   if (axes.batch > kMaxBatch) {
     return Broken(name, "to have B of at most 2097152",
-                  {ShowInt("B", axes.batch), ShowShape(name, tensor), shown_layout},
+                  {ShowInt("B", axes.batch), ShowShape(name, tensor), shown_layout()},
                   "Split the batch.");
   }
   if (axes.tokens > kMaxTokens) {
     return Broken(
         name, "to have S (T in layout TND) of at most 1048576",
-        {ShowInt(draft.packed() ? "T" : "S", axes.tokens), ShowShape(name, tensor), shown_layout},
+        {ShowInt(draft.packed() ? "T" : "S", axes.tokens), ShowShape(name, tensor), shown_layout()},
         "Split the sequence, or check input_layout.");
   }
   return Status();
@@ -180,8 +180,8 @@ Status CheckSequences(const Call& call, Draft& draft) {
     draft.given_sequences = problem.batch;
     draft.longest_q = problem.q_len;
     draft.longest_kv = problem.kv_len;
-    const int64_t numels =
-        SaturatingProduct({problem.batch, problem.q_heads, problem.q_len, problem.kv_len});
+    const int64_t extents[] = {problem.batch, problem.q_heads, problem.q_len, problem.kv_len};
+    const int64_t numels = SaturatingProduct(extents);
     if (numels == kSaturated) {
       return Broken("query", "and key to have B * N * Sq * Skv below 2^63 - 1",
                     {ShowShape("query", call.query), ShowShape("key", call.key)},
