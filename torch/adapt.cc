@@ -134,6 +134,29 @@ Arguments Stack::TakeArguments() {
                    Take<int64_t>()};
 }
 
+Arguments Stack::TakePlainArguments() {
+  auto query = Take<Tensor>(), key = Take<Tensor>(), value = Take<Tensor>();
+  auto atten_mask = Take<OptionalTensor>();
+  const auto head_num = Take<int64_t>();
+  auto input_layout = Take<std::string>();
+  const auto scale = Take<double>();
+  const auto sparse_mode = Take<int64_t>();
+  const auto pre_tockens = Take<int64_t>(), next_tockens = Take<int64_t>();
+  auto actual_seq_qlen = Take<OptionalInts>(), actual_seq_kvlen = Take<OptionalInts>();
+  return Arguments{.query = std::move(query),
+                   .key = std::move(key),
+                   .value = std::move(value),
+                   .atten_mask = std::move(atten_mask),
+                   .head_num = head_num,
+                   .input_layout = std::move(input_layout),
+                   .scale = scale,
+                   .pre_tockens = pre_tockens,
+                   .next_tockens = next_tockens,
+                   .actual_seq_qlen = std::move(actual_seq_qlen),
+                   .actual_seq_kvlen = std::move(actual_seq_kvlen),
+                   .sparse_mode = sparse_mode};
+}
+
 GradTensors Stack::TakeGradTensors() {
   return GradTensors{Take<OptionalTensor>(), Take<OptionalTensor>(), Take<OptionalTensor>(),
                      Take<OptionalTensor>(), Take<std::optional<int64_t>>()};

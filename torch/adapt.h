@@ -19,23 +19,25 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using OptionalInts = std::optional<std::vector<int64_t>>;
 
-// What all operators take, in the order of the schemas in library.cc.
+// What all operators take, in the order of the schemas in library.cc. The values are those that a
+// plain call does not state.
 struct Arguments {
   Tensor query, key, value;
-  OptionalTensor pse, padding_mask, atten_mask, sink, dropout_mask, query_rope, key_rope;
+  OptionalTensor pse{}, padding_mask{}, atten_mask{}, sink{}, dropout_mask{}, query_rope{},
+      key_rope{};
   // Instead of the lists of the same names: contiguous int64 tensors on the CPU, whose values a
   // compiled graph does not know. No other tensor is read while a call is checked.
-  OptionalTensor qlen_tensor, kvlen_tensor;
+  OptionalTensor qlen_tensor{}, kvlen_tensor{};
   int64_t head_num;
   std::string input_layout;
-  double scale, keep_prob;
-  int64_t pre_tockens, next_tockens, inner_precise;
-  OptionalInts prefix, actual_seq_qlen, actual_seq_kvlen;
+  double scale, keep_prob = 1.0;
+  int64_t pre_tockens, next_tockens, inner_precise = 0;
+  OptionalInts prefix{}, actual_seq_qlen{}, actual_seq_kvlen{};
   int64_t sparse_mode;
-  std::string softmax_layout;
-  int64_t pse_type;
-  OptionalInts q_start_idx, kv_start_idx;
-  int64_t version;  // of the public function: 1, 2 or 3
+  std::string softmax_layout{};
+  int64_t pse_type = 1;
+  OptionalInts q_start_idx{}, kv_start_idx{};
+  int64_t version = 1;  // of the public function: 1, 2 or 3
 };
 
 // The gradient's tensors; a call without them may be asked about too.
@@ -53,6 +55,7 @@ class Stack {
     return torch::stable::detail::to<T>(*next_++);
   }
   Arguments TakeArguments();
+  Arguments TakePlainArguments();
   GradTensors TakeGradTensors();
 
  private:

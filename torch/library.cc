@@ -16,6 +16,12 @@
   "int sparse_mode, str softmax_layout, int pse_type, int[]? q_start_idx, int[]? kv_start_idx, " \
   "int version"
 
+// As Stack::TakePlainArguments() does.
+#define FUSION_ATTENTION_PLAIN_ARGUMENTS                                                         \
+  "Tensor query, Tensor key, Tensor value, Tensor? atten_mask, int head_num, str input_layout, " \
+  "float scale, int sparse_mode, int pre_tockens=2147483647, int next_tockens=2147483647, "      \
+  "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None"
+
 #define FUSION_ATTENTION_CHECKED \
   FUSION_ATTENTION_ARGUMENTS     \
   ", Tensor? dy, Tensor? softmax_max, Tensor? softmax_sum, Tensor? attention_in, int? numels"
@@ -29,6 +35,12 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
               "int numels, Tensor? seed, Tensor? offset, bool wants_dpse, bool wants_dsink) "
               "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dpse, Tensor dsink, Tensor dq_rope, "
               "Tensor dk_rope)");
+  library.def("forward.plain(" FUSION_ATTENTION_PLAIN_ARGUMENTS
+              ") -> (Tensor out, Tensor softmax_max, Tensor softmax_sum, Tensor softmax_in, "
+              "int numels)");
+  library.def(
+      "backward.plain(Tensor dy, Tensor softmax_max, Tensor softmax_sum, Tensor "
+      "attention_in, " FUSION_ATTENTION_PLAIN_ARGUMENTS ") -> (Tensor dq, Tensor dk, Tensor dv)");
   library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def(
@@ -45,6 +57,8 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
   library.impl("forward", &fusion_attention::torch_front_end::Forward);
   library.impl("backward", &fusion_attention::torch_front_end::Backward);
+  library.impl("forward.plain", &fusion_attention::torch_front_end::ForwardPlain);
+  library.impl("backward.plain", &fusion_attention::torch_front_end::BackwardPlain);
   library.impl("check", &fusion_attention::torch_front_end::Check);
   library.impl("dropout_mask", &fusion_attention::torch_front_end::DropoutMask);
 }

@@ -3,6 +3,7 @@
 #include "torch/operators.h"
 
 #include <utility>
+#include <vector>
 
 #include "fusion_attention/dropout.h"
 #include "torch/adapt.h"
@@ -16,29 +17,110 @@ void Return(StableIValue* stack, Tensors... tensors) {
   ((*stack++ = torch::stable::detail::from<Tensor>(std::move(tensors))), ...);
 }
 
+// The random words of generated dropout.
+struct Words {
+  OptionalTensor seed, offset;
+};
+
+struct Attention {
+  Tensor out, softmax_max, softmax_sum;
+  int64_t numels;
+};
+
+Attention RunForward(const Arguments& arguments, const Words& words) {
+  const Plan plan = PlanFor(arguments, nullptr);
+  const Problem& problem = plan.problem();
+  const BoundInputs bound = Bind(problem, arguments, words.seed, words.offset);
+  const std::vector<int64_t> statistics = StatisticsShape(problem);
+  Attention attention{Allocate(OutShape(problem), problem.dtype, arguments.query),
+                      Allocate(statistics, DType::kFloat32, arguments.query),
+                      Allocate(statistics, DType::kFloat32, arguments.query), problem.numels};
+  TorchThreads threads;
+  RaiseUnlessOk(fusion_attention::Forward(
+      plan,
+      {.inputs = bound.inputs,
+       .out = MutableView(problem, attention.out, problem.value_dim),
+       .softmax_max = static_cast<float*>(attention.softmax_max.mutable_data_ptr()),
+       .softmax_sum = static_cast<float*>(attention.softmax_sum.mutable_data_ptr())},
+      threads));
+  return attention;
+}
+
+// Which gradients are computed besides those of query, key, value and their ropes.
+struct Wanted {
+  bool dpse, dsink;
+};
+
+struct Gradients {
+  Tensor dq, dk, dv;
+  OptionalTensor dpse, dsink, dq_rope, dk_rope;
+};
+
+Gradients RunBackward(const Arguments& arguments, const GradTensors& grad, const Words& words,
+                      const Wanted& wanted) {
+  const Plan plan = PlanFor(arguments, &grad);
+  const Problem& problem = plan.problem();
+  const BoundInputs bound = Bind(problem, arguments, words.seed, words.offset);
+  const OptionalTensor softmax_max = Contiguous(grad.softmax_max);
+  const OptionalTensor softmax_sum = Contiguous(grad.softmax_sum);
+  const auto allocate_like = [&](const Tensor& like, DType dtype) {
+    return Allocate(ShapeOf(like), dtype, arguments.query);
+  };
+  Gradients gradients{.dq = allocate_like(arguments.query, problem.dtype),
+                      .dk = allocate_like(arguments.key, problem.dtype),
+                      .dv = allocate_like(arguments.value, problem.dtype),
+                      .dpse{},
+                      .dsink{},
+                      .dq_rope{},
+                      .dk_rope{}};
+  const bool slopes = problem.pse.kind == PseKind::kSlopes;
+  if (wanted.dpse) {
+    gradients.dpse = allocate_like(*arguments.pse, slopes ? DType::kFloat32 : problem.dtype);
+  }
+  if (wanted.dsink) gradients.dsink = allocate_like(*arguments.sink, DType::kFloat32);
+  const bool ropes = problem.rope_dim > 0;
+  if (ropes) {
+    gradients.dq_rope = allocate_like(*arguments.query_rope, problem.dtype);
+    gradients.dk_rope = allocate_like(*arguments.key_rope, problem.dtype);
+  }
+  TorchThreads threads;
+  RaiseUnlessOk(fusion_attention::Backward(
+      plan,
+      {.inputs = bound.inputs,
+       .dy = View(problem, *grad.dy, problem.value_dim),
+       .attention_in = View(problem, *grad.attention_in, problem.value_dim),
+       .softmax_max = static_cast<const float*>(softmax_max->const_data_ptr()),
+       .softmax_sum = static_cast<const float*>(softmax_sum->const_data_ptr()),
+       .dq = MutableView(problem, gradients.dq, problem.head_dim),
+       .dk = MutableView(problem, gradients.dk, problem.head_dim),
+       .dv = MutableView(problem, gradients.dv, problem.value_dim),
+       .dq_rope = ropes ? MutableView(problem, *gradients.dq_rope, problem.rope_dim) : TensorView{},
+       .dk_rope = ropes ? MutableView(problem, *gradients.dk_rope, problem.rope_dim) : TensorView{},
+       .dpse = gradients.dpse ? MutablePseView(problem, *gradients.dpse) : ScoreView{},
+       .dsink =
+           gradients.dsink ? static_cast<float*>(gradients.dsink->mutable_data_ptr()) : nullptr},
+      threads));
+  return gradients;
+}
+
 }  // namespace
 
 void Forward(StableIValue* stack, uint64_t, uint64_t) {
   Stack input(stack);
   const Arguments arguments = input.TakeArguments();
-  const auto seed = input.Take<OptionalTensor>();
-  const auto offset = input.Take<OptionalTensor>();
+  const Words words{input.Take<OptionalTensor>(), input.Take<OptionalTensor>()};
+  Attention attention = RunForward(arguments, words);
+  Return(stack, std::move(attention.out), std::move(attention.softmax_max),
+         std::move(attention.softmax_sum));
+}
 
-  const Plan plan = PlanFor(arguments, nullptr);
-  const Problem& problem = plan.problem();
-  const BoundInputs bound = Bind(problem, arguments, seed, offset);
-  Tensor out = Allocate(OutShape(problem), problem.dtype, arguments.query);
-  Tensor softmax_max = Allocate(StatisticsShape(problem), DType::kFloat32, arguments.query);
-  Tensor softmax_sum = Allocate(StatisticsShape(problem), DType::kFloat32, arguments.query);
-  TorchThreads threads;
-  RaiseUnlessOk(fusion_attention::Forward(
-      plan,
-      {.inputs = bound.inputs,
-       .out = MutableView(problem, out, problem.value_dim),
-       .softmax_max = static_cast<float*>(softmax_max.mutable_data_ptr()),
-       .softmax_sum = static_cast<float*>(softmax_sum.mutable_data_ptr())},
-      threads));
-  Return(stack, std::move(out), std::move(softmax_max), std::move(softmax_sum));
+void ForwardPlain(StableIValue* stack, uint64_t, uint64_t) {
+  const Arguments arguments = Stack(stack).TakePlainArguments();
+  Attention attention = RunForward(arguments, {});
+  Tensor softmax_in = Allocate({0}, DTypeOf(arguments.query), arguments.query);
+  Return(stack, std::move(attention.out), std::move(attention.softmax_max),
+         std::move(attention.softmax_sum), std::move(softmax_in));
+  stack[4] = torch::stable::detail::from(attention.numels);
 }
 
 void Backward(StableIValue* stack, uint64_t, uint64_t) {
@@ -50,48 +132,29 @@ void Backward(StableIValue* stack, uint64_t, uint64_t) {
   grad.softmax_sum = input.Take<Tensor>();
   grad.attention_in = input.Take<Tensor>();
   grad.numels = input.Take<int64_t>();
-  const auto seed = input.Take<OptionalTensor>();
-  const auto offset = input.Take<OptionalTensor>();
+  const Words words{input.Take<OptionalTensor>(), input.Take<OptionalTensor>()};
   const bool wants_dpse = input.Take<bool>() && arguments.pse;
   const bool wants_dsink = input.Take<bool>() && arguments.sink;
-
-  const Plan plan = PlanFor(arguments, &grad);
-  const Problem& problem = plan.problem();
-  const BoundInputs bound = Bind(problem, arguments, seed, offset);
-  const OptionalTensor softmax_max = Contiguous(grad.softmax_max);
-  const OptionalTensor softmax_sum = Contiguous(grad.softmax_sum);
-  const Tensor& query = arguments.query;
-  Tensor dq = Allocate(ShapeOf(query), problem.dtype, query);
-  Tensor dk = Allocate(ShapeOf(arguments.key), problem.dtype, query);
-  Tensor dv = Allocate(ShapeOf(arguments.value), problem.dtype, query);
-  // What is not there or not wanted has no elements.
-  const auto allocate_if = [&](bool wanted, const OptionalTensor& like, DType dtype) {
-    return wanted ? Allocate(ShapeOf(*like), dtype, query) : Allocate({0}, problem.dtype, query);
+  Gradients gradients = RunBackward(arguments, grad, words, {wants_dpse, wants_dsink});
+  const auto or_empty = [&](OptionalTensor& gradient) {
+    return gradient ? std::move(*gradient)
+                    : Allocate({0}, DTypeOf(arguments.query), arguments.query);
   };
-  const bool slopes = problem.pse.kind == PseKind::kSlopes;
-  Tensor dpse = allocate_if(wants_dpse, arguments.pse, slopes ? DType::kFloat32 : problem.dtype);
-  Tensor dsink = allocate_if(wants_dsink, arguments.sink, DType::kFloat32);
-  const bool ropes = problem.rope_dim > 0;
-  Tensor dq_rope = allocate_if(ropes, arguments.query_rope, problem.dtype);
-  Tensor dk_rope = allocate_if(ropes, arguments.key_rope, problem.dtype);
-  TorchThreads threads;
-  RaiseUnlessOk(fusion_attention::Backward(
-      plan,
-      {.inputs = bound.inputs,
-       .dy = View(problem, *grad.dy, problem.value_dim),
-       .attention_in = View(problem, *grad.attention_in, problem.value_dim),
-       .softmax_max = static_cast<const float*>(softmax_max->const_data_ptr()),
-       .softmax_sum = static_cast<const float*>(softmax_sum->const_data_ptr()),
-       .dq = MutableView(problem, dq, problem.head_dim),
-       .dk = MutableView(problem, dk, problem.head_dim),
-       .dv = MutableView(problem, dv, problem.value_dim),
-       .dq_rope = ropes ? MutableView(problem, dq_rope, problem.rope_dim) : TensorView{},
-       .dk_rope = ropes ? MutableView(problem, dk_rope, problem.rope_dim) : TensorView{},
-       .dpse = wants_dpse ? MutablePseView(problem, dpse) : ScoreView{},
-       .dsink = wants_dsink ? static_cast<float*>(dsink.mutable_data_ptr()) : nullptr},
-      threads));
-  Return(stack, std::move(dq), std::move(dk), std::move(dv), std::move(dpse), std::move(dsink),
-         std::move(dq_rope), std::move(dk_rope));
+  Return(stack, std::move(gradients.dq), std::move(gradients.dk), std::move(gradients.dv),
+         or_empty(gradients.dpse), or_empty(gradients.dsink), or_empty(gradients.dq_rope),
+         or_empty(gradients.dk_rope));
+}
+
+void BackwardPlain(StableIValue* stack, uint64_t, uint64_t) {
+  Stack input(stack);
+  GradTensors grad;
+  grad.dy = input.Take<Tensor>();
+  grad.softmax_max = input.Take<Tensor>();
+  grad.softmax_sum = input.Take<Tensor>();
+  grad.attention_in = input.Take<Tensor>();
+  const Arguments arguments = input.TakePlainArguments();
+  Gradients gradients = RunBackward(arguments, grad, {}, {false, false});
+  Return(stack, std::move(gradients.dq), std::move(gradients.dk), std::move(gradients.dv));
 }
 
 void Check(StableIValue* stack, uint64_t, uint64_t) {

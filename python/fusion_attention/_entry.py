@@ -107,7 +107,7 @@ def drawn_pair(given: Arguments) -> tuple[Tensor, Tensor]:
 
 def autocast(given: Arguments) -> Arguments:
     """Casts what scaled_dot_product_attention's autocast would: not float64, and not slopes."""
-    if given.query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if not torch.is_autocast_enabled("cpu") or given.query.device.type != "cpu":
         return given
     dtype = torch.get_autocast_dtype("cpu")
     names = ["query", "key", "value", "query_rope", "key_rope"]

@@ -5,7 +5,7 @@ What they share with the other functions of the family is in _entry.py.
 
 from torch import Tensor
 
-from fusion_attention import _entry, _vendor
+from fusion_attention import _entry, _plain, _vendor
 from fusion_attention._arguments import UNLIMITED, Integers
 from fusion_attention._observers import observed
 
@@ -114,6 +114,14 @@ def npu_fusion_attention(
     """
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention", locals())
+    plain = _plain.attention(
+        query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tockens,
+        next_tockens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
+        (pse, padding_mask, prefix, sink, dropout_mask),
+    )  # fmt: skip
+    if plain is not None:
+        out, softmax_max, softmax_sum, softmax_in, numels = plain
+        return out, softmax_max, softmax_sum, softmax_in, 0, 0, numels
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)
     given = _entry.arguments(
         tensors, head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise,

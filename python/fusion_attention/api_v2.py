@@ -6,7 +6,7 @@ What they share with the other functions of the family is in _entry.py.
 from torch import Tensor
 
 from fusion_attention import _arguments as arg
-from fusion_attention import _entry, _vendor
+from fusion_attention import _entry, _plain, _vendor
 from fusion_attention._arguments import UNLIMITED, Arguments, Integers
 from fusion_attention._observers import observed
 
@@ -131,6 +131,16 @@ def npu_fusion_attention_v2(
     """
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_v2", locals())
+    plain = _plain.attention(
+        query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tokens,
+        next_tokens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
+        (pse, padding_mask, query_rope, key_rope, prefix, q_start_idx, kv_start_idx, sink,
+         dropout_mask),
+        pse_type,
+    )  # fmt: skip
+    if plain is not None:
+        out, softmax_max, softmax_sum, softmax_in, numels = plain
+        return out, softmax_max, softmax_sum, softmax_in, 0, 0, numels
     given = _arguments(
         (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, query_rope,
          key_rope),

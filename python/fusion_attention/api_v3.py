@@ -6,7 +6,7 @@ What they share with the other functions of the family is in _entry.py.
 import torch
 from torch import Tensor
 
-from fusion_attention import _autograd, _entry, _random, _vendor
+from fusion_attention import _autograd, _entry, _plain, _random, _vendor
 from fusion_attention._arguments import UNLIMITED, Integers
 from fusion_attention._observers import observed
 
@@ -98,6 +98,13 @@ def npu_fusion_attention_v3(
     """
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_v3", locals())
+    plain = _plain.attention(
+        query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tockens,
+        next_tockens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
+        (pse, padding_mask, prefix, sink),
+    )  # fmt: skip
+    if plain is not None:
+        return *plain[:4], *_no_pair()
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, None, None, None)
     given = _entry.arguments(
         tensors, head_num, input_layout, scale, keep_prob, pre_tockens, next_tockens, inner_precise,
@@ -110,8 +117,13 @@ def npu_fusion_attention_v3(
         seed, offset = (word.reshape(1) for word in pair)
     else:
         out, softmax_max, softmax_sum = _autograd.attention(given, None, None)
-        seed, offset = (torch.zeros(1, dtype=torch.int64) for _ in range(2))
+        seed, offset = _no_pair()
     return out, softmax_max, softmax_sum, out.new_empty(0), seed, offset
+
+
+def _no_pair() -> tuple[Tensor, Tensor]:
+    """Returns the (seed, offset) of a call without dropout."""
+    return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
 
 @observed
