@@ -70,7 +70,7 @@ def target() -> str:
 
 
 class NotPlain(Exception):
-    """Why a plain overload did not run: somebody stands between it and its kernel."""
+    """A plain overload did not run: it failed, or somebody stands between it and its kernel."""
 
 
 def _refuse(*_: Any) -> Any:

@@ -77,12 +77,15 @@ def attention(
             settings += (pre_tockens, next_tockens, *ends)
         elif not pre_tockens == next_tockens == UNLIMITED:
             settings += (pre_tockens, next_tockens)
-        if torch.is_grad_enabled() and (
+        if not torch.is_grad_enabled() or not (
             query.requires_grad or key.requires_grad or value.requires_grad
         ):
-            return _PlainAttention.apply(query, key, value, atten_mask, settings)
-        return _library.forward_plain(query, key, value, atten_mask, *settings)
+            return _library.forward_plain(query, key, value, atten_mask, *settings)
     except Exception:  # the general way will fail too, and say why
+        return None
+    try:
+        return _PlainAttention.apply(query, key, value, atten_mask, settings)
+    except _library.NotPlain:
         return None
 
 
@@ -99,7 +102,10 @@ class _PlainAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Results:
         *tensors, settings = inputs
-        results = _library.forward_plain(*tensors, *settings)
+        try:
+            results = _library.forward_plain(*tensors, *settings)
+        except Exception:  # nothing else's: hooks of what is saved below raise to be heard
+            raise _library.NotPlain from None
         out, softmax_max, softmax_sum, softmax_in, _ = results
         ctx.mark_non_differentiable(softmax_max, softmax_sum, softmax_in)
         ctx.set_materialize_grads(False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 import fusion_attention
 from fusion_attention import _library, _plain, npu_fusion_attention
@@ -221,3 +222,30 @@ def test_changing_the_mask_before_backward_is_an_error() -> None:
     mask.fill_(True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_may_end_with_a_plain_call(use_reentrant: bool) -> None:
+    # Recomputation stops by an exception in the hook of the last tensor that was saved.
+    def attend(*inputs: Tensor) -> Tensor:
+        return npu_fusion_attention(*(x * 2 for x in inputs), 4, "BNSD", scale=0.25)[0]
+
+    inputs = tensors()
+    checkpoint(attend, *inputs, use_reentrant=use_reentrant).sum().backward()
+    expected = torch.autograd.grad(attend(*inputs).sum(), inputs)
+    assert all(torch.equal(x.grad, y) for x, y in zip(inputs, expected, strict=True))
+
+
+def test_what_hooks_of_saved_tensors_raise_is_heard() -> None:
+    packed = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        raise ValueError("stop")
+
+    with (
+        pytest.raises(ValueError, match="stop"),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        npu_fusion_attention(*tensors(), 4, "BNSD")
+    assert len(packed) == 1
