@@ -162,7 +162,7 @@ int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& inte
     const bool band = rows.begin > first_rows.begin && rows.end > first_rows.end;
     const int64_t lag = rows.begin - first_rows.begin + segment_rows_;
     const bool turns = band && workers * lag > group * (rows.end - first_rows.begin);
-    if (end - keys.begin >= 2 * sizes_.tile_keys && (pairs >= share || turns)) break;
+    if (end - keys.begin >= 128 && (pairs >= share || turns)) break;
     pairs += group * rows.size() * sizes_.tile_keys;
   }
   return end;

@@ -53,7 +53,7 @@ class ForwardPass {
   void Run(std::byte* memory, int64_t index) const {
     Arena arena(memory);
     Scratch scratch(arena, job_, products_, pieces_.most_blocks());
-    RunPiece(pieces_.At(index), scratch);
+    RunPiece(pieces_[index], scratch);
   }
 
  private:

@@ -1,62 +1,85 @@
 #include "src/cpu/forward_pieces.h"
 
 #include <algorithm>
+#include <functional>
+#include <queue>
+#include <utility>
 
 namespace fusion_attention::cpu {
 
 ForwardPieces::ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes,
                              int64_t workers)
     : problem_(problem), block_rows_(block_rows) {
-  // Blocks that share packed keys: up to 512 KiB of L2, but never so many that workers go idle.
-  const Problem& p = problem;
+  // Blocks that share packed keys: up to 512 KiB of L2.
   most_blocks_ =
       std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
-  const int64_t heads = p.kv_heads;
-  if (p.layout != Layout::kTND) {
-    const int64_t blocks = BlocksOf(p.SequenceAt(0));
-    most_blocks_ = std::clamp<int64_t>(p.batch * heads * blocks / (4 * workers), 1, most_blocks_);
-    pieces_per_head_ = (blocks + most_blocks_ - 1) / most_blocks_;
-    count_ = p.batch * heads * pieces_per_head_;
-    return;
+  pieces_ = Cut(most_blocks_);
+  if (workers == 1) return;
+  int64_t best = SortLongestFirst(pieces_, workers);
+  // Few pieces seldom divide evenly among the workers, and smaller ones pack keys more often: the
+  // size that is done first.
+  constexpr int64_t kManyForEach = 16;
+  if (count() > kManyForEach * workers) return;
+  for (int64_t blocks = most_blocks_ - 1; blocks > 0; --blocks) {
+    std::vector<ForwardPiece> smaller = Cut(blocks);
+    const int64_t end = SortLongestFirst(smaller, workers);
+    if (end >= best) continue;
+    best = end;
+    pieces_ = std::move(smaller);
   }
-  int64_t all_blocks = 0;
-  for (int64_t s = 0; s < p.sequences(); ++s) all_blocks += BlocksOf(p.SequenceAt(s));
-  most_blocks_ = std::clamp<int64_t>(all_blocks * heads / (4 * workers), 1, most_blocks_);
+}
+
+// Head by head, so that those that run one after the other read the same keys.
+std::vector<ForwardPiece> ForwardPieces::Cut(int64_t most_blocks) const {
+  const Problem& p = problem_;
+  std::vector<ForwardPiece> pieces;
   for (int64_t s = 0; s < p.sequences(); ++s) {
-    const int64_t blocks = BlocksOf(p.SequenceAt(s));
-    for (int64_t b = 0; b < blocks; b += most_blocks_) {
-      const int64_t count = std::min(most_blocks_, blocks - b);
-      for (int64_t h = 0; h < heads; ++h) packed_.push_back({s, h, b, count});
+    const int64_t rows = p.SequenceAt(s).q_len;
+    const int64_t blocks = (rows + block_rows_ - 1) / block_rows_ * p.group();
+    const int64_t count = (blocks + most_blocks - 1) / most_blocks;
+    for (int64_t head = 0; head < p.kv_heads; ++head) {
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t first = blocks * i / count;
+        pieces.push_back({s, head, first, blocks * (i + 1) / count - first});
+      }
     }
   }
-  // Longest first: the keys that a piece walks over grow with its last row in causal masks and
-  // with the sequence in all.
-  std::stable_sort(packed_.begin(), packed_.end(),
-                   [&](const ForwardPiece& a, const ForwardPiece& b) { return Cost(a) > Cost(b); });
-  count_ = static_cast<int64_t>(packed_.size());
+  return pieces;
 }
 
-ForwardPiece ForwardPieces::At(int64_t index) const {
-  const Problem& p = problem_;
-  if (p.layout == Layout::kTND) return packed_[static_cast<size_t>(index)];
-  // Head by head, so that its keys stay in the caches; the last rows first, they see the most keys.
-  const int64_t head = index / pieces_per_head_;
-  const int64_t first = (pieces_per_head_ - 1 - index % pieces_per_head_) * most_blocks_;
-  const int64_t count = std::min(most_blocks_, BlocksOf(p.SequenceAt(0)) - first);
-  return {head / p.kv_heads, head % p.kv_heads, first, count};
-}
-
-// All of a key/value head: those of its query heads together.
-int64_t ForwardPieces::BlocksOf(const Sequence& sequence) const {
-  return (sequence.q_len + block_rows_ - 1) / block_rows_ * problem_.group();
-}
-
+// In keys that a block walks over.
 int64_t ForwardPieces::Cost(const ForwardPiece& piece) const {
   const Sequence s = problem_.SequenceAt(piece.sequence);
-  const int64_t row =
-      std::min((piece.first_block / problem_.group() + 1) * block_rows_, s.q_len) - 1;
   const RowIntervals intervals = problem_.IntervalsOf(s);
-  return intervals.End(row) - intervals.Begin(row);
+  const auto keys = [&](int64_t first, int64_t last) {
+    const int64_t end = std::min((last / problem_.group() + 1) * block_rows_, s.q_len);
+    return intervals.End(end - 1) - intervals.Begin(first / problem_.group() * block_rows_);
+  };
+  const int64_t last = piece.first_block + piece.blocks - 1;
+  // Keys are packed in half the time that a block takes for them.
+  int64_t cost = keys(piece.first_block, last) / 2;
+  for (int64_t b = piece.first_block; b <= last; ++b) cost += keys(b, b);
+  return cost;
+}
+
+// Returns when the last worker is done, if each takes the next piece as soon as it can.
+int64_t ForwardPieces::SortLongestFirst(std::vector<ForwardPiece>& pieces, int64_t workers) const {
+  std::vector<std::pair<int64_t, ForwardPiece>> costs;
+  costs.reserve(pieces.size());
+  for (const ForwardPiece& piece : pieces) costs.emplace_back(Cost(piece), piece);
+  std::stable_sort(costs.begin(), costs.end(),
+                   [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::priority_queue<int64_t, std::vector<int64_t>, std::greater<>> free;
+  for (int64_t w = 0; w < workers; ++w) free.push(0);
+  int64_t end = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    pieces[i] = costs[i].second;
+    const int64_t done = free.top() + costs[i].first;
+    free.pop();
+    free.push(done);
+    end = std::max(end, done);
+  }
+  return end;
 }
 
 }  // namespace fusion_attention::cpu

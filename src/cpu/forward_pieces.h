@@ -1,4 +1,4 @@
-// How the forward pass is cut into pieces of work, and in which order they are started. Rows are
+// How the forward pass is cut into pieces of work, and in which order they start. Rows are
 // independent of each other, so no choice made here changes a bit. Knows the problem's geometry, no
 // data and no kernel.
 #pragma once
@@ -26,22 +26,22 @@ class ForwardPieces {
   // `block_rows` and `block_bytes`: query rows of a block, and the bytes of its query and output.
   ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes, int64_t workers);
 
-  int64_t count() const { return count_; }
-  // Most blocks of a piece of this call.
-  int64_t most_blocks() const { return most_blocks_; }
+  int64_t count() const { return static_cast<int64_t>(pieces_.size()); }
+  int64_t most_blocks() const { return most_blocks_; }  // of a piece of this call
   // Piece 0 is to be started first.
-  ForwardPiece At(int64_t index) const;
+  const ForwardPiece& operator[](int64_t index) const {
+    return pieces_[static_cast<size_t>(index)];
+  }
 
  private:
-  int64_t BlocksOf(const Sequence& sequence) const;
-  int64_t Cost(const ForwardPiece& piece) const;
-
   const Problem& problem_;
   int64_t block_rows_;
-  int64_t most_blocks_ = 1;
-  int64_t pieces_per_head_ = 0;  // dense layouts
-  int64_t count_ = 0;
-  std::vector<ForwardPiece> packed_;  // TND
+  int64_t most_blocks_;
+  std::vector<ForwardPiece> pieces_;
+
+  std::vector<ForwardPiece> Cut(int64_t most_blocks) const;
+  int64_t Cost(const ForwardPiece& piece) const;
+  int64_t SortLongestFirst(std::vector<ForwardPiece>& pieces, int64_t workers) const;
 };
 
 }  // namespace fusion_attention::cpu
