@@ -80,7 +80,12 @@ std::vector<Kernels> RunnableKernels() {
   return all;
 }
 
-bool HasTarget() { return std::any_of(std::begin(kTargets), std::end(kTargets), CanRun); }
+bool HasTarget() {
+  // Asked at each plan, but of the CPU only once: it answers with a few CPUID instructions, which a
+  // virtual machine traps (17-50 us).
+  static const bool has = std::any_of(std::begin(kTargets), std::end(kTargets), CanRun);
+  return has;
+}
 
 const StatusOr<Kernels>& SelectedKernels() {
   static const StatusOr<Kernels> selected = Select();
