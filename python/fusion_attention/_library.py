@@ -87,11 +87,10 @@ describe = translated(torch.ops.fusion_attention.describe.default)
 row_keys = translated(torch.ops.fusion_attention.row_keys.default)
 
 # The plain overloads (_plain.py) are for the usual case alone. In all others they have a kernel
-# that refuses, so that the usual one need not ask: autocast, jit.trace, torch.func, modes and
-# tensor subclasses.
+# that refuses, so that the usual one need not ask: jit.trace, torch.func, modes and subclasses.
 _plain = torch.library.Library("fusion_attention", "FRAGMENT")
 for _name in ("forward.plain", "backward.plain"):
-    for _key in ("AutocastCPU", "Tracer", "FuncTorchDynamicLayerFrontMode", "Python"):
+    for _key in ("Tracer", "FuncTorchDynamicLayerFrontMode", "Python"):
         _plain.impl(_name, _refuse, _key)
 # Without the call of an OpOverload around them: 0.3 us.
 forward_plain = torch.ops.fusion_attention.forward.plain._op

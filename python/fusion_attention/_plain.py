@@ -66,6 +66,7 @@ def attention(
             or pse_type != 1
             or not query.is_cpu
             or forward_ad._current_level >= 0
+            or torch.is_autocast_enabled("cpu")
         ):
             return None
         settings: Settings = (head_num, input_layout, scale, sparse_mode)
