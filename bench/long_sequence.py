@@ -232,7 +232,8 @@ def table(results: list[LongResult]) -> Table:
     shown = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in _COLUMNS:
         left = name in ("dtype", "direction", "")
-        shown.add_column(name, justify="left" if left else "right", no_wrap=True)
+        header = name.replace(", ", ",\n").replace(" per", "\nper")  # fits a terminal
+        shown.add_column(header, justify="left" if left else "right", no_wrap=True)
     for result in results:
         *row, verdict = cells(result)
         color = "green" if result.holds else "red"

@@ -362,6 +362,10 @@ def test_long_sequences(
         assert row.allowed == row.held + 16 * 2**20
         assert row.growth >= row.held // 2  # a real figure
         assert row.per_token == pytest.approx(row.long_seconds / 4 / row.short_seconds)
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(long_sequence.table(rows))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in capture.get()
     kept = replace(rows[0], growth=rows[0].allowed, long_seconds=4.19, short_seconds=1.0)
     assert kept.holds
     assert not replace(kept, growth=kept.growth + 1).holds
