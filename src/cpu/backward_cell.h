@@ -209,16 +209,15 @@ class CellPass {
     const KernelTable<T>& k = job_.k;
     const int64_t at = b * job_.rows;
     const int64_t count = tile.keys.size();
-    const int64_t vectors = (rows.size() + k.lanes - 1) / k.lanes;
     const BitWord* visible = tile.partial ? s.tile.visible : nullptr;
-    products_.scores(s.qt + at * job_.key_ld, s.keys.KeyRows(tile.keys.begin), job_.key_ld, count,
-                     p.score_dim(), vectors, s.p, nullptr);
+    products_.scores(s.qt + at * job_.key_ld, s.keys.KeyRows(tile.keys.begin), job_.key_ld,
+                     tile.reach, p.score_dim(), s.p, nullptr);
     if (p.pse.kind != PseKind::kNone) {
       AddBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile, s.p, nullptr);
     }
     k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
     products_.scores(s.dyt + at * job_.value_ld, s.keys.ValueRows(tile.keys.begin), job_.value_ld,
-                     count, p.value_dim, vectors, s.ds, nullptr);
+                     tile.reach, p.value_dim, s.ds, nullptr);
     const BitWord* keep = nullptr;
     if (p.dropout != DropoutKind::kNone) {
       ReadKeep(job_, cell.sequence, cell.head, rows, tile.keys, s.tile);
@@ -246,13 +245,13 @@ class CellPass {
       product.gradient_of_keys_visible(a.p, keys, rows, dy, job_.value_ld, visible, dv);
       product.gradient_of_keys_visible(a.ds, keys, rows, q, job_.key_ld, visible, dk);
     } else {
-      product.gradient_of_keys(a.p, keys, rows, dy, job_.value_ld, dv);
-      product.gradient_of_keys(a.ds, keys, rows, q, job_.key_ld, dk);
+      product.gradient_of_keys(a.p, tile.reach, rows, dy, job_.value_ld, dv);
+      product.gradient_of_keys(a.ds, tile.reach, rows, q, job_.key_ld, dk);
     }
     if (tile.partial && !s.keys.finite_keys()) {
       product.gradient_of_rows_visible(a.ds_over_keys, keys, rows, key, job_.key_ld, visible, dq);
     } else {
-      product.gradient_of_rows(a.ds_over_keys, keys, rows, key, job_.key_ld, dq);
+      product.gradient_of_rows(a.ds_over_keys, tile.reach, rows, key, job_.key_ld, dq);
     }
   }
 

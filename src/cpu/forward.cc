@@ -22,9 +22,8 @@ template <typename T, typename Operand>
 struct RowBlock {
   int64_t head;
   Span rows;
-  int64_t vectors;  // SIMD vectors in use
-  Operand* qt;      // query, transposed, times the sign of scale
-  T* out;           // [value_dim][block rows]
+  Operand* qt;  // query, transposed, times the sign of scale
+  T* out;       // [value_dim][block rows]
   T* m;
   T* l;
 };
@@ -84,7 +83,6 @@ class ForwardPass {
     Block block;
     block.head = piece.kv_head * p.group() + number % p.group();
     block.rows = {first, std::min(first + job_.rows, s.q_len)};
-    block.vectors = (block.rows.size() + job_.k.lanes - 1) / job_.k.lanes;
     block.qt = scratch.qt + index * job_.rows * job_.key_ld;
     block.out = scratch.out + index * job_.rows * job_.value_ld;
     block.m = scratch.m + index * job_.rows;
@@ -136,8 +134,8 @@ class ForwardPass {
     const Problem& p = job_.problem;
     const KernelTable<T>& k = job_.k;
     const int64_t keys = tile.keys.size();
-    products_.scores(block.qt, scratch.keys.KeyRows(tile.keys.begin), job_.key_ld, keys,
-                     p.score_dim(), block.vectors, scratch.scores, scratch.tile_max);
+    products_.scores(block.qt, scratch.keys.KeyRows(tile.keys.begin), job_.key_ld, tile.reach,
+                     p.score_dim(), scratch.scores, scratch.tile_max);
     if (p.pse.kind != PseKind::kNone) {
       AddBias(job_, s, intervals, block.head, block.rows, tile.keys, scratch.tile, scratch.scores,
               scratch.tile_max);
@@ -156,7 +154,7 @@ class ForwardPass {
       products_.accumulate_visible(weights, value, job_.value_ld, keys, p.value_dim,
                                    scratch.tile.visible, alpha, block.out);
     } else {
-      products_.accumulate(weights, value, job_.value_ld, keys, p.value_dim, block.vectors, alpha,
+      products_.accumulate(weights, value, job_.value_ld, tile.reach, p.value_dim, alpha,
                            block.out);
     }
   }

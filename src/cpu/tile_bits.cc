@@ -1,6 +1,7 @@
 #include "src/cpu/tile_bits.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace fusion_attention::cpu {
@@ -26,17 +27,21 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
   // Both ends of the intervals never decrease with the row, so the first and the last row bound all
   // of them.
   const int64_t last = rows.end - 1;
+  const VisibleTile nothing{{keys.begin, keys.begin}, false, {}};
   VisibleTile tile{
       {std::max(keys.begin, intervals.Begin(rows.begin)), std::min(keys.end, intervals.End(last))},
-      false};
-  if (tile.keys.begin >= tile.keys.end) return {{keys.begin, keys.begin}, false};
+      false,
+      {}};
+  if (tile.keys.begin >= tile.keys.end) return nothing;
   tile.keys.begin -= (tile.keys.begin - keys.begin) % kKeyPair;
   tile.keys.end = std::min(keys.begin + RoundUp(tile.keys.end - keys.begin, kKeyPair), keys.end);
   tile.partial =
       intervals.Begin(last) > tile.keys.begin || intervals.End(rows.begin) < tile.keys.end;
+  const int64_t count = tile.keys.size();
+  const int64_t lanes = block_rows / kBlockVectors;
+  tile.reach = FullReach((rows.size() + lanes - 1) / lanes, count);
   if (!dense_ && !tile.partial) return tile;
 
-  const int64_t count = tile.keys.size();
   for (int64_t k = 0; k < count; k += kWordBits) {
     BitWord* words = bits + k / kWordBits * block_rows;
     if (!tile.partial) {
@@ -51,16 +56,22 @@ VisibleTile MaskReader::Look(const Sequence& sequence, const RowIntervals& inter
   }
   if (dense_) HideDense(sequence, head, rows, tile.keys, block_rows, bits);
   BitWord hidden = 0;
-  BitWord seen = 0;
-  for (int64_t k = 0; k < count; k += kWordBits) {
-    const BitWord all = BitsBetween(0, count - k);
-    const BitWord* words = bits + k / kWordBits * block_rows;
-    for (int64_t r = 0; r < rows.size(); ++r) {
-      hidden |= words[r] ^ all;
-      seen |= words[r];
+  int64_t reach = 0;
+  for (int64_t j = 0; j < tile.reach.vectors; ++j) {
+    const Span vector{j * lanes, std::min((j + 1) * lanes, rows.size())};
+    for (int64_t k = 0; k < count; k += kWordBits) {
+      const BitWord all = BitsBetween(0, count - k);
+      const BitWord* words = bits + k / kWordBits * block_rows;
+      BitWord seen = 0;
+      for (int64_t r = vector.begin; r < vector.end; ++r) {
+        hidden |= words[r] ^ all;
+        seen |= words[r];
+      }
+      reach = std::max(reach, seen == 0 ? 0 : k + std::bit_width(seen));
     }
+    tile.reach.keys[j] = std::min(RoundUp(reach, kKeyPair), count);
   }
-  if (seen == 0) return {{keys.begin, keys.begin}, false};
+  if (reach == 0) return nothing;
   tile.partial = hidden != 0;
   return tile;
 }

@@ -20,6 +20,7 @@ struct VisibleTile {
   Span keys;     // what remains of the tile's keys after those that no row sees are cut from both
                  // ends, in pairs (kKeyPair); empty when nobody sees any
   bool partial;  // some pair in `keys` is masked: the bits say which
+  Reach reach;   // relative to keys.begin
 };
 
 class MaskReader {

@@ -44,19 +44,20 @@ struct ProductTable {
   // are plain, where they are.
   const Operand* (*summands)(const Operand* src, int64_t ld, int64_t rows, Operand* dst);
 
-  // s[key][row] = sum over c of k[key][c] * q[row][c], for q transposed; tile_max[row] = max over
-  // keys (nullptr: not wanted). Reads k up to the next multiple of 8 keys and writes s as far.
-  void (*scores)(const Operand* qt, const Operand* k, int64_t ld, int64_t keys, int64_t dim,
-                 int64_t vectors, T* s, T* tile_max);
+  // s[key][row] = sum over c of k[key][c] * q[row][c], for q transposed and keys within reach; what
+  // s is beyond has no meaning. tile_max[row] = max over keys, where all vectors reach as far
+  // (nullptr: not wanted). Reads k up to the next multiple of 8 keys and writes s as far.
+  void (*scores)(const Operand* qt, const Operand* k, int64_t ld, const Reach& reach, int64_t dim,
+                 T* s, T* tile_max);
 
   // The tile of weights p as operands, in its own memory. What else p held is lost.
   const Operand* (*weights)(T* p, int64_t keys);
-  // out[c][row] = alpha[row] * out[c][row] + sum over keys of v[key][c] * p[key][row], for c < dim
-  // rounded up to 8. alpha == nullptr: all 1. v: summands.
-  void (*accumulate)(const Operand* p, const Operand* v, int64_t ld, int64_t keys, int64_t dim,
-                     int64_t vectors, const T* alpha, T* out);
-  // The same, bit for bit, but an invisible key adds nothing even where v is NaN or infinite. For
-  // the rare tile that needs it.
+  // out[c][row] = alpha[row] * out[c][row] + sum over keys within reach of v[key][c] * p[key][row],
+  // for c < dim rounded up to 8. alpha == nullptr: all 1. v: summands.
+  void (*accumulate)(const Operand* p, const Operand* v, int64_t ld, const Reach& reach,
+                     int64_t dim, const T* alpha, T* out);
+  // The same, bit for bit, where p is 0 beyond reach; but an invisible key adds nothing even where
+  // v is NaN or infinite. For the rare tile that needs it.
   void (*accumulate_visible)(const Operand* p, const Operand* v, int64_t ld, int64_t keys,
                              int64_t dim, const BitWord* visible, const T* alpha, T* out);
 
@@ -65,13 +66,14 @@ struct ProductTable {
   GradientOperands<Operand> (*gradient_operands)(const T* p, const T* ds, int64_t keys,
                                                  int64_t rows, Operand* memory);
   // c[key][:] += sum over rows of a(key, row) * b[row][:]: dK and dV. b: summands.
-  // Rows of b and c have ld elements.
-  void (*gradient_of_keys)(const Operand* a, int64_t keys, int64_t rows, const Operand* b,
+  // Rows of b and c have ld elements. Pairs beyond reach are left out.
+  void (*gradient_of_keys)(const Operand* a, const Reach& reach, int64_t rows, const Operand* b,
                            int64_t ld, T* c);
   // c[row][:] += sum over keys of a(key, row) * b[key][:]: dQ.
-  void (*gradient_of_rows)(const Operand* a, int64_t keys, int64_t rows, const Operand* b,
+  void (*gradient_of_rows)(const Operand* a, const Reach& reach, int64_t rows, const Operand* b,
                            int64_t ld, T* c);
-  // The same, bit for bit, but invisible pairs add nothing even where b is NaN or infinite.
+  // The same, bit for bit, where a is 0 beyond reach; but invisible pairs add nothing even where b
+  // is NaN or infinite.
   void (*gradient_of_keys_visible)(const Operand* a, int64_t keys, int64_t rows, const Operand* b,
                                    int64_t ld, const BitWord* visible, T* c);
   void (*gradient_of_rows_visible)(const Operand* a, int64_t keys, int64_t rows, const Operand* b,

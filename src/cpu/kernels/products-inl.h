@@ -100,15 +100,49 @@ void ScoresInPieces(const T* qt, const T* k, int64_t ld, int64_t keys, int64_t d
 }
 
 template <typename T>
-void Scores(const T* qt, const T* k, int64_t ld, int64_t keys, int64_t dim, int64_t vectors, T* s,
+void Scores(const T* qt, const T* k, int64_t ld, const Reach& reach, int64_t dim, T* s,
             T* tile_max) {
-  if (vectors == 3) return ScoresInPieces<3>(qt, k, ld, keys, dim, s, tile_max);
-  if (vectors == 2) return ScoresInPieces<2>(qt, k, ld, keys, dim, s, tile_max);
-  ScoresInPieces<1>(qt, k, ld, keys, dim, s, tile_max);
+  const int64_t lanes = hn::Lanes(hn::ScalableTag<T>());
+  const int64_t block_rows = kBlockVectors * lanes;
+  int64_t begin = 0;
+  // Vectors from j on go on where vector j - 1 sees no more keys.
+  for (int64_t j = 0; j < reach.vectors; ++j) {
+    const int64_t keys = reach.keys[j] - begin;
+    if (keys <= 0) continue;
+    const auto of = [&](auto scores) {
+      scores(qt + j * lanes, k + begin * ld, ld, keys, dim, s + begin * block_rows + j * lanes,
+             tile_max == nullptr ? nullptr : tile_max + j * lanes);
+    };
+    if (reach.vectors - j == 3) of(ScoresInPieces<3, T>);
+    if (reach.vectors - j == 2) of(ScoresInPieces<2, T>);
+    if (reach.vectors - j == 1) of(ScoresInPieces<1, T>);
+    begin += RoundUp(keys, kStep);
+  }
+}
+
+// a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst
+// on.
+template <int kFirst, int kVectors, typename T, class V>
+HWY_INLINE void AddKeys(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, int64_t begin,
+                        int64_t end, V (&a)[kStep][kVectors]) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const int64_t block_rows = kBlockVectors * lanes;
+  for (int64_t n = begin; n < end; ++n) {
+    V q[kVectors];
+#pragma GCC unroll 32
+    for (int j = kFirst; j < kVectors; ++j) q[j] = hn::Load(d, p + n * block_rows + j * lanes);
+#pragma GCC unroll 32
+    for (int i = 0; i < kStep; ++i) {
+      const V b = hn::Set(d, v[n * ld + i]);
+#pragma GCC unroll 32
+      for (int j = kFirst; j < kVectors; ++j) a[i][j] = hn::MulAdd(b, q[j], a[i][j]);
+    }
+  }
 }
 
 template <int kVectors, typename T>
-void AccumulateOf(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, int64_t keys,
+void AccumulateOf(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, const Reach& reach,
                   int64_t dim, const T* HWY_RESTRICT alpha, T* HWY_RESTRICT out) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
@@ -121,18 +155,9 @@ void AccumulateOf(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, 
 #pragma GCC unroll 32
       for (int j = 0; j < kVectors; ++j) a[i][j] = hn::Zero(d);
     }
-    const T* HWY_RESTRICT vc = v + c;
-    for (int64_t n = 0; n < keys; ++n) {
-      V q[kVectors];
-#pragma GCC unroll 32
-      for (int j = 0; j < kVectors; ++j) q[j] = hn::Load(d, p + n * block_rows + j * lanes);
-#pragma GCC unroll 32
-      for (int i = 0; i < kStep; ++i) {
-        const V b = hn::Set(d, vc[n * ld + i]);
-#pragma GCC unroll 32
-        for (int j = 0; j < kVectors; ++j) a[i][j] = hn::MulAdd(b, q[j], a[i][j]);
-      }
-    }
+    AddKeys<0>(p, v + c, ld, 0, reach.keys[0], a);
+    if constexpr (kVectors > 1) AddKeys<1>(p, v + c, ld, reach.keys[0], reach.keys[1], a);
+    if constexpr (kVectors > 2) AddKeys<2>(p, v + c, ld, reach.keys[1], reach.keys[2], a);
 #pragma GCC unroll 32
     for (int j = 0; j < kVectors; ++j) {
       const V rescale = alpha == nullptr ? hn::Set(d, T{1}) : hn::Load(d, alpha + j * lanes);
@@ -146,11 +171,11 @@ void AccumulateOf(const T* HWY_RESTRICT p, const T* HWY_RESTRICT v, int64_t ld, 
 }
 
 template <typename T>
-void Accumulate(const T* p, const T* v, int64_t ld, int64_t keys, int64_t dim, int64_t vectors,
-                const T* alpha, T* out) {
-  if (vectors == 3) return AccumulateOf<3>(p, v, ld, keys, dim, alpha, out);
-  if (vectors == 2) return AccumulateOf<2>(p, v, ld, keys, dim, alpha, out);
-  AccumulateOf<1>(p, v, ld, keys, dim, alpha, out);
+void Accumulate(const T* p, const T* v, int64_t ld, const Reach& reach, int64_t dim, const T* alpha,
+                T* out) {
+  if (reach.vectors == 3) return AccumulateOf<3>(p, v, ld, reach, dim, alpha, out);
+  if (reach.vectors == 2) return AccumulateOf<2>(p, v, ld, reach, dim, alpha, out);
+  AccumulateOf<1>(p, v, ld, reach, dim, alpha, out);
 }
 
 template <int kRows, int kVectors, typename T>
@@ -227,14 +252,19 @@ void Gradient(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t 
 
 // A tile of scores is [key][row]: dK and dV sum over its rows, dQ over its keys.
 template <typename T>
-void GradientOfKeys(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld, T* c) {
+void GradientOfKeys(const T* a, const Reach& reach, int64_t rows, const T* b, int64_t ld, T* c) {
   const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
-  Gradient(a, block_rows, 1, keys, rows, b, ld, ld, c, ld);
+  ForEachKeyRange(reach, block_rows, [&](int64_t key, int64_t keys, int64_t row) {
+    Gradient(a + key * block_rows + row, block_rows, 1, keys, rows - row, b + row * ld, ld, ld,
+             c + key * ld, ld);
+  });
 }
 template <typename T>
-void GradientOfRows(const T* a, int64_t keys, int64_t rows, const T* b, int64_t ld, T* c) {
+void GradientOfRows(const T* a, const Reach& reach, int64_t rows, const T* b, int64_t ld, T* c) {
   const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
-  Gradient(a, 1, block_rows, rows, keys, b, ld, ld, c, ld);
+  ForEachRowRange(reach, rows, block_rows, [&](int64_t row, int64_t count, int64_t keys) {
+    Gradient(a + row, 1, block_rows, count, keys, b, ld, ld, c + row * ld, ld);
+  });
 }
 
 // The tiles below add each product only where the pair is visible, in the order of the fast ones,

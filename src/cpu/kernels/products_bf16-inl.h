@@ -90,16 +90,47 @@ void ScoresInPieces(const Bf16* qt, const Bf16* k, int64_t ld, int64_t keys, int
   }
 }
 
-inline void Scores(const Bf16* qt, const Bf16* k, int64_t ld, int64_t keys, int64_t dim,
-                   int64_t vectors, float* s, float* tile_max) {
-  if (vectors == 3) return ScoresInPieces<3>(qt, k, ld, keys, dim, s, tile_max);
-  if (vectors == 2) return ScoresInPieces<2>(qt, k, ld, keys, dim, s, tile_max);
-  ScoresInPieces<1>(qt, k, ld, keys, dim, s, tile_max);
+inline void Scores(const Bf16* qt, const Bf16* k, int64_t ld, const Reach& reach, int64_t dim,
+                   float* s, float* tile_max) {
+  int64_t begin = 0;
+  // Vectors from j on go on where vector j - 1 sees no more keys.
+  for (int64_t j = 0; j < reach.vectors; ++j) {
+    const int64_t keys = reach.keys[j] - begin;
+    if (keys <= 0) continue;
+    const auto of = [&](auto scores) {
+      scores(qt + 2 * j * kLanes, k + begin * ld, ld, keys, dim,
+             s + begin * kBlockRows + j * kLanes,
+             tile_max == nullptr ? nullptr : tile_max + j * kLanes);
+    };
+    if (reach.vectors - j == 3) of(ScoresInPieces<3>);
+    if (reach.vectors - j == 2) of(ScoresInPieces<2>);
+    if (reach.vectors - j == 1) of(ScoresInPieces<1>);
+    begin += RoundUp(keys, kTileKeys);
+  }
+}
+
+// a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst
+// on; begin is even.
+template <int kFirst, int kVectors>
+HWY_INLINE void AddKeys(const Bf16* HWY_RESTRICT p, const Bf16* HWY_RESTRICT v, int64_t ld,
+                        int64_t begin, int64_t end, Sums (&a)[kTileKeys][kVectors]) {
+  for (int64_t n = begin; n < end; n += 2) {
+    Pairs q[kVectors];
+#pragma GCC unroll 32
+    for (int j = kFirst; j < kVectors; ++j) q[j] = LoadPairs(p + n * kBlockRows + 2 * j * kLanes);
+#pragma GCC unroll 32
+    for (int i = 0; i < kTileKeys; ++i) {
+      const Pairs b = Broadcast(v + n * ld + 2 * i);
+#pragma GCC unroll 32
+      for (int j = kFirst; j < kVectors; ++j) a[i][j] = AddProducts(a[i][j], q[j], b);
+    }
+  }
 }
 
 template <int kVectors>
-void AccumulateOf(const Bf16* HWY_RESTRICT p, const Bf16* HWY_RESTRICT v, int64_t ld, int64_t keys,
-                  int64_t dim, const float* HWY_RESTRICT alpha, float* HWY_RESTRICT out) {
+void AccumulateOf(const Bf16* HWY_RESTRICT p, const Bf16* HWY_RESTRICT v, int64_t ld,
+                  const Reach& reach, int64_t dim, const float* HWY_RESTRICT alpha,
+                  float* HWY_RESTRICT out) {
   for (int64_t c = 0; c < dim; c += kTileKeys) {
     Sums a[kTileKeys][kVectors];
 #pragma GCC unroll 32
@@ -108,17 +139,9 @@ void AccumulateOf(const Bf16* HWY_RESTRICT p, const Bf16* HWY_RESTRICT v, int64_
       for (int j = 0; j < kVectors; ++j) a[i][j] = hn::Zero(kSums);
     }
     const Bf16* HWY_RESTRICT vc = v + 2 * c;
-    for (int64_t n = 0; n < keys; n += 2) {
-      Pairs q[kVectors];
-#pragma GCC unroll 32
-      for (int j = 0; j < kVectors; ++j) q[j] = LoadPairs(p + n * kBlockRows + 2 * j * kLanes);
-#pragma GCC unroll 32
-      for (int i = 0; i < kTileKeys; ++i) {
-        const Pairs b = Broadcast(vc + n * ld + 2 * i);
-#pragma GCC unroll 32
-        for (int j = 0; j < kVectors; ++j) a[i][j] = AddProducts(a[i][j], q[j], b);
-      }
-    }
+    AddKeys<0>(p, vc, ld, 0, reach.keys[0], a);
+    if constexpr (kVectors > 1) AddKeys<1>(p, vc, ld, reach.keys[0], reach.keys[1], a);
+    if constexpr (kVectors > 2) AddKeys<2>(p, vc, ld, reach.keys[1], reach.keys[2], a);
 #pragma GCC unroll 32
     for (int j = 0; j < kVectors; ++j) {
       const Sums rescale =
@@ -132,11 +155,11 @@ void AccumulateOf(const Bf16* HWY_RESTRICT p, const Bf16* HWY_RESTRICT v, int64_
   }
 }
 
-inline void Accumulate(const Bf16* p, const Bf16* v, int64_t ld, int64_t keys, int64_t dim,
-                       int64_t vectors, const float* alpha, float* out) {
-  if (vectors == 3) return AccumulateOf<3>(p, v, ld, keys, dim, alpha, out);
-  if (vectors == 2) return AccumulateOf<2>(p, v, ld, keys, dim, alpha, out);
-  AccumulateOf<1>(p, v, ld, keys, dim, alpha, out);
+inline void Accumulate(const Bf16* p, const Bf16* v, int64_t ld, const Reach& reach, int64_t dim,
+                       const float* alpha, float* out) {
+  if (reach.vectors == 3) return AccumulateOf<3>(p, v, ld, reach, dim, alpha, out);
+  if (reach.vectors == 2) return AccumulateOf<2>(p, v, ld, reach, dim, alpha, out);
+  AccumulateOf<1>(p, v, ld, reach, dim, alpha, out);
 }
 
 // An invisible number of v becomes 0 for the rows that do not see it; their weight is 0 already, so
@@ -223,13 +246,18 @@ inline void Gradient(const Bf16* a, int64_t a_row, int64_t a_depth, int64_t rows
 }
 
 // A tile over rows is [key][row / 2], one over keys [key / 2][row], in pairs.
-inline void GradientOfKeys(const Bf16* a, int64_t keys, int64_t rows, const Bf16* b, int64_t ld,
-                           float* c) {
-  Gradient(a, kBlockRows / 2, 1, keys, (rows + 1) / 2, b, ld, c);
+inline void GradientOfKeys(const Bf16* a, const Reach& reach, int64_t rows, const Bf16* b,
+                           int64_t ld, float* c) {
+  ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
+    Gradient(a + key * kBlockRows + row, kBlockRows / 2, 1, keys, (rows - row + 1) / 2,
+             b + row * ld, ld, c + key * ld);
+  });
 }
-inline void GradientOfRows(const Bf16* a, int64_t keys, int64_t rows, const Bf16* b, int64_t ld,
-                           float* c) {
-  Gradient(a, 1, kBlockRows, rows, (keys + 1) / 2, b, ld, c);
+inline void GradientOfRows(const Bf16* a, const Reach& reach, int64_t rows, const Bf16* b,
+                           int64_t ld, float* c) {
+  ForEachRowRange(reach, rows, kBlockRows, [&](int64_t row, int64_t count, int64_t keys) {
+    Gradient(a + 2 * row, 1, kBlockRows, count, (keys + 1) / 2, b, ld, c + row * ld);
+  });
 }
 
 // seen(i, k): which halves of pair k of b are visible to i, as a mask. What is not becomes 0; it

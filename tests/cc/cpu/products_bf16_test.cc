@@ -9,6 +9,7 @@
 #include "src/base/convert.h"
 #include "src/cpu/targets.h"
 #include "tests/cc/cpu/array.h"
+#include "tests/cc/cpu/reach.h"
 
 namespace fusion_attention::cpu {
 namespace {
@@ -42,12 +43,14 @@ class ProductsBf16 : public testing::Test {
   }
   // A tile of weights [key][row] and which of them are visible; the others are 0, and what lies
   // behind the last key and the last row is not to be read.
-  Array<float> RandomTile(int64_t keys, int64_t rows, int64_t block_rows, Array<BitWord>& visible) {
+  Array<float> RandomTile(const Reach& reach, int64_t rows, int64_t block_rows,
+                          Array<BitWord>& visible) {
+    const int64_t keys = reach.keys[kBlockVectors - 1];
     Array<float> tile((keys + kKeyPadding) * block_rows);
     for (int64_t n = 0; n < keys + kKeyPadding; ++n) {
       for (int64_t r = 0; r < block_rows; ++r) {
         const bool inside = n < keys && r < rows;
-        const bool seen = inside && engine_() % 2 == 0;
+        const bool seen = inside && IsWithin(reach, n, r, block_rows) && engine_() % 2 == 0;
         if (seen) visible[n / kWordBits * block_rows + r] |= BitWord{1} << (n % kWordBits);
         tile[n * block_rows + r] = !inside ? NAN : seen ? static_cast<float>(Random()) : 0.0f;
       }
@@ -91,8 +94,8 @@ TEST_F(ProductsBf16, ScoresAreDotProductsTimesTheSign) {
           Array<float> s((keys + kKeyPadding) * R), max(R);
           for (const float sign : {1.0f, -1.0f, 0.0f}) {
             x.transpose(query.data(), ld, rows, dim, sign, qt.data());
-            x.scores(qt.data(), key.data(), ld, keys, dim, (rows + R / 3 - 1) / (R / 3), s.data(),
-                     max.data());
+            x.scores(qt.data(), key.data(), ld, FullReach((rows + R / 3 - 1) / (R / 3), keys), dim,
+                     s.data(), max.data());
             for (int64_t r = 0; r < rows; ++r) {
               float largest = -INFINITY;
               for (int64_t n = 0; n < keys; ++n) {
@@ -114,41 +117,38 @@ TEST_F(ProductsBf16, ScoresAreDotProductsTimesTheSign) {
 
 TEST_F(ProductsBf16, AccumulateTakesRoundedWeights) {
   OnNativeProducts([&](const Table& x, int64_t R) {
-    for (const int64_t keys : kKeys) {
-      for (const int64_t dim : kDims) {
-        const int64_t ld = RoundUp(dim, kRowPadding);
-        Array<BitWord> visible((keys / kWordBits + 1) * R);
-        Array<float> p = RandomTile(keys, R, R, visible), rounded = p.Copy();
-        Array<Bf16> value = RandomRows(keys, dim, ld), summands((keys + 1) * ld);
-        Array<float> alpha(R), out(ld * R), out_visible(ld * R);
-        for (int64_t r = 0; r < R; ++r) alpha[r] = static_cast<float>(Random());
-        for (int64_t i = 0; i < ld * R; ++i) out[i] = out_visible[i] = static_cast<float>(i % 7);
-        const Bf16* v = x.summands(value.data(), ld, keys, summands.data());
-        const Bf16* weights = x.weights(rounded.data(), keys);
-        x.accumulate(weights, v, ld, keys, dim, 3, alpha.data(), out.data());
-        x.accumulate_visible(weights, v, ld, keys, dim, visible.data(), alpha.data(),
-                             out_visible.data());
-        for (int64_t c = 0; c < dim; ++c) {
-          for (int64_t r = 0; r < R; ++r) {
-            double sum = double{alpha[r]} * static_cast<double>((c * R + r) % 7);
-            for (int64_t n = 0; n < keys; ++n) {
-              sum += ValueOf(Rounded(p[n * R + r])) * ValueOf(value[n * ld + c]);
-            }
-            ASSERT_NEAR(out[c * R + r], sum, kTolerance);
-            ASSERT_EQ(out[c * R + r], out_visible[c * R + r]);
-          }
-        }
-        // A NaN reaches the rows that see its key, and no other.
-        const int64_t spoilt = keys / 2;
-        for (int64_t c = 0; c < dim; ++c) value[spoilt * ld + c] = Rounded(NAN);
-        v = x.summands(value.data(), ld, keys, summands.data());
-        std::fill_n(out_visible.data(), ld * R, 0.0f);
-        x.accumulate_visible(weights, v, ld, keys, dim, visible.data(), nullptr,
-                             out_visible.data());
+    for (const auto& [keys, dim, reach] : TileShapes(kKeys, kDims)) {
+      const int64_t ld = RoundUp(dim, kRowPadding);
+      Array<BitWord> visible((keys / kWordBits + 1) * R);
+      Array<float> p = RandomTile(reach, R, R, visible), rounded = p.Copy();
+      Array<Bf16> value = RandomRows(keys, dim, ld), summands((keys + 1) * ld);
+      Array<float> alpha(R), out(ld * R), out_visible(ld * R);
+      for (int64_t r = 0; r < R; ++r) alpha[r] = static_cast<float>(Random());
+      for (int64_t i = 0; i < ld * R; ++i) out[i] = out_visible[i] = static_cast<float>(i % 7);
+      const Bf16* v = x.summands(value.data(), ld, keys, summands.data());
+      const Bf16* weights = x.weights(rounded.data(), keys);
+      x.accumulate(weights, v, ld, reach, dim, alpha.data(), out.data());
+      x.accumulate_visible(weights, v, ld, keys, dim, visible.data(), alpha.data(),
+                           out_visible.data());
+      for (int64_t c = 0; c < dim; ++c) {
         for (int64_t r = 0; r < R; ++r) {
-          const bool sees = (visible[spoilt / kWordBits * R + r] >> (spoilt % kWordBits) & 1) != 0;
-          for (int64_t c = 0; c < dim; ++c) ASSERT_EQ(std::isnan(out_visible[c * R + r]), sees);
+          double sum = double{alpha[r]} * static_cast<double>((c * R + r) % 7);
+          for (int64_t n = 0; n < keys; ++n) {
+            sum += ValueOf(Rounded(p[n * R + r])) * ValueOf(value[n * ld + c]);
+          }
+          ASSERT_NEAR(out[c * R + r], sum, kTolerance);
+          ASSERT_EQ(out[c * R + r], out_visible[c * R + r]);
         }
+      }
+      // A NaN reaches the rows that see its key, and no other.
+      const int64_t spoilt = keys / 2;
+      for (int64_t c = 0; c < dim; ++c) value[spoilt * ld + c] = Rounded(NAN);
+      v = x.summands(value.data(), ld, keys, summands.data());
+      std::fill_n(out_visible.data(), ld * R, 0.0f);
+      x.accumulate_visible(weights, v, ld, keys, dim, visible.data(), nullptr, out_visible.data());
+      for (int64_t r = 0; r < R; ++r) {
+        const bool sees = (visible[spoilt / kWordBits * R + r] >> (spoilt % kWordBits) & 1) != 0;
+        for (int64_t c = 0; c < dim; ++c) ASSERT_EQ(std::isnan(out_visible[c * R + r]), sees);
       }
     }
   });
@@ -157,46 +157,44 @@ TEST_F(ProductsBf16, AccumulateTakesRoundedWeights) {
 TEST_F(ProductsBf16, GradientsSumRoundedProductsOverRowsOrKeys) {
   OnNativeProducts([&](const Table& x, int64_t R) {
     for (const int64_t rows : {int64_t{1}, R - 1, R}) {
-      for (const int64_t keys : kKeys) {
-        for (const int64_t dim : kDims) {
-          const int64_t ld = RoundUp(dim, kRowPadding);
-          Array<BitWord> visible((keys / kWordBits + 1) * R);
-          Array<float> p = RandomTile(keys, rows, R, visible), ds = p.Copy();
-          for (int64_t i = 0; i < keys * R; ++i) ds[i] *= -2.5f;
-          Array<Bf16> memory(kGradientTiles<float, Bf16> * (keys + kKeyPadding) * R);
-          const auto a = x.gradient_operands(p.data(), ds.data(), keys, rows, memory.data());
-          Array<Bf16> dy = RandomRows(rows, dim, ld), key = RandomRows(keys, dim, ld);
-          Array<Bf16> of_dy((rows + 1) * ld), of_key((keys + 1) * ld);
-          const Bf16* by_row = x.summands(dy.data(), ld, rows, of_dy.data());
-          const Bf16* by_key = x.summands(key.data(), ld, keys, of_key.data());
-          Array<float> dv(keys * ld), dk(keys * ld), dq(rows * ld);
-          Array<float> dv_visible(keys * ld), dq_visible(rows * ld);
-          x.gradient_of_keys(a.p, keys, rows, by_row, ld, dv.data());
-          x.gradient_of_keys(a.ds, keys, rows, by_row, ld, dk.data());
-          x.gradient_of_rows(a.ds_over_keys, keys, rows, by_key, ld, dq.data());
-          x.gradient_of_keys_visible(a.p, keys, rows, by_row, ld, visible.data(),
-                                     dv_visible.data());
-          x.gradient_of_rows_visible(a.ds_over_keys, keys, rows, by_key, ld, visible.data(),
-                                     dq_visible.data());
-          for (int64_t c = 0; c < ld; ++c) {
-            for (int64_t n = 0; n < keys; ++n) {
-              double v = 0, k = 0;
-              for (int64_t r = 0; r < rows; ++r) {
-                v += ValueOf(Rounded(p[n * R + r])) * ValueOf(dy[r * ld + c]);
-                k += ValueOf(Rounded(ds[n * R + r])) * ValueOf(dy[r * ld + c]);
-              }
-              ASSERT_NEAR(dv[n * ld + c], v, kTolerance);
-              ASSERT_NEAR(dk[n * ld + c], k, 3 * kTolerance);
-              ASSERT_EQ(dv[n * ld + c], dv_visible[n * ld + c]);
-            }
+      for (const auto& [keys, dim, whole] : TileShapes(kKeys, kDims)) {
+        const Reach reach{(rows + R / 3 - 1) / (R / 3), {whole.keys[0], whole.keys[1], keys}};
+        const int64_t ld = RoundUp(dim, kRowPadding);
+        Array<BitWord> visible((keys / kWordBits + 1) * R);
+        Array<float> p = RandomTile(reach, rows, R, visible), ds = p.Copy();
+        for (int64_t i = 0; i < keys * R; ++i) ds[i] *= -2.5f;
+        Array<Bf16> memory(kGradientTiles<float, Bf16> * (keys + kKeyPadding) * R);
+        const auto a = x.gradient_operands(p.data(), ds.data(), keys, rows, memory.data());
+        Array<Bf16> dy = RandomRows(rows, dim, ld), key = RandomRows(keys, dim, ld);
+        Array<Bf16> of_dy((rows + 1) * ld), of_key((keys + 1) * ld);
+        const Bf16* by_row = x.summands(dy.data(), ld, rows, of_dy.data());
+        const Bf16* by_key = x.summands(key.data(), ld, keys, of_key.data());
+        Array<float> dv(keys * ld), dk(keys * ld), dq(rows * ld);
+        Array<float> dv_visible(keys * ld), dq_visible(rows * ld);
+        x.gradient_of_keys(a.p, reach, rows, by_row, ld, dv.data());
+        x.gradient_of_keys(a.ds, reach, rows, by_row, ld, dk.data());
+        x.gradient_of_rows(a.ds_over_keys, reach, rows, by_key, ld, dq.data());
+        x.gradient_of_keys_visible(a.p, keys, rows, by_row, ld, visible.data(), dv_visible.data());
+        x.gradient_of_rows_visible(a.ds_over_keys, keys, rows, by_key, ld, visible.data(),
+                                   dq_visible.data());
+        for (int64_t c = 0; c < ld; ++c) {
+          for (int64_t n = 0; n < keys; ++n) {
+            double v = 0, k = 0;
             for (int64_t r = 0; r < rows; ++r) {
-              double q = 0;
-              for (int64_t n = 0; n < keys; ++n) {
-                q += ValueOf(Rounded(ds[n * R + r])) * ValueOf(key[n * ld + c]);
-              }
-              ASSERT_NEAR(dq[r * ld + c], q, 3 * kTolerance);
-              ASSERT_EQ(dq[r * ld + c], dq_visible[r * ld + c]);
+              v += ValueOf(Rounded(p[n * R + r])) * ValueOf(dy[r * ld + c]);
+              k += ValueOf(Rounded(ds[n * R + r])) * ValueOf(dy[r * ld + c]);
             }
+            ASSERT_NEAR(dv[n * ld + c], v, kTolerance);
+            ASSERT_NEAR(dk[n * ld + c], k, 3 * kTolerance);
+            ASSERT_EQ(dv[n * ld + c], dv_visible[n * ld + c]);
+          }
+          for (int64_t r = 0; r < rows; ++r) {
+            double q = 0;
+            for (int64_t n = 0; n < keys; ++n) {
+              q += ValueOf(Rounded(ds[n * R + r])) * ValueOf(key[n * ld + c]);
+            }
+            ASSERT_NEAR(dq[r * ld + c], q, 3 * kTolerance);
+            ASSERT_EQ(dq[r * ld + c], dq_visible[r * ld + c]);
           }
         }
       }

@@ -64,9 +64,15 @@ TEST(TileBits, LookEqualsThePredicate) {
             (!seen.partial || (bits[at / 32 * kBlockRows + r - block.begin] >> (at % 32) & 1));
         ASSERT_EQ(found, visible) << "row " << r << " key " << k;
         if (inside) all &= visible;
+        if (visible) {
+          ASSERT_LT(at, seen.reach.keys[(r - block.begin) / (kBlockRows / kBlockVectors)]);
+        }
       }
     }
     if (seen.keys.size() > 0) {
+      const int64_t* reach = seen.reach.keys;
+      ASSERT_TRUE(std::is_sorted(reach, reach + seen.reach.vectors));
+      ASSERT_LE(reach[seen.reach.vectors - 1], seen.keys.size());
       ASSERT_EQ(seen.partial, !all) << "a whole tile must not pay for a mask";
     }
     ++(seen.keys.size() == 0 ? empty : seen.partial ? partial : full);
