@@ -47,7 +47,7 @@ struct CellScratch {
     dyt = arena.Take<Operand>(rows * job.value_ld);
     dq = arena.Take<T>(rows * job.key_ld);
     out = arena.Take<T>(job.rows * job.value_ld);
-    dout = arena.Take<T>(job.rows * job.value_ld);
+    dout = arena.Take<T>(kPlainOperands<T, Operand> ? 0 : job.rows * job.value_ld);
     max = arena.Take<T>(rows);
     weight = arena.Take<T>(rows);
     delta = arena.Take<T>(rows);
@@ -62,7 +62,7 @@ struct CellScratch {
   Operand *q, *dy;    // the cell's rows as summands,
   Operand *qt, *dyt;  // transposed by block,
   T* dq;              // and their gradient
-  T *out, *dout;      // one block, for delta
+  T *out, *dout;      // one block, for delta; dout only where dy holds no plain rows
   T *max, *weight, *delta;
   bool* finite;  // per block: no NaN or infinity in q and dy
   bool* blind;   // per block: some row has no weights at all
@@ -158,8 +158,13 @@ class CellPass {
     products_.summands(dy, job_.value_ld, rows.size(), s.dy + at * job_.value_ld);
     k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
            p.value_dim, s.out, job_.value_ld);
-    k.pack(gradient, rows.size(), p.value_dim, s.dout, job_.value_ld);
-    k.deltas(s.out, s.dout, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
+    const T* dout = s.dout;
+    if constexpr (kPlain) {
+      dout = dy;
+    } else {
+      k.pack(gradient, rows.size(), p.value_dim, s.dout, job_.value_ld);
+    }
+    k.deltas(s.out, dout, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
     s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);

@@ -155,15 +155,16 @@ int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& inte
   const Span first_rows = RowsThatSee(s, intervals, keys.begin);
   int64_t pairs = 0;
   int64_t end = keys.begin;
-  for (; end < keys.end; end += sizes_.tile_keys) {
-    const Span rows = RowsThatSee(s, intervals, end);
-    // The next column's first rows are among this one's last where the mask is a band. Then the
-    // workers would take turns if columns were much wider than the band.
-    const bool band = rows.begin > first_rows.begin && rows.end > first_rows.end;
-    const int64_t lag = rows.begin - first_rows.begin + segment_rows_;
-    const bool turns = band && workers * lag > group * (rows.end - first_rows.begin);
-    if (end - keys.begin >= 128 && (pairs >= share || turns)) break;
-    pairs += group * rows.size() * sizes_.tile_keys;
+  while (end < keys.end) {
+    pairs += group * RowsThatSee(s, intervals, end).size() * sizes_.tile_keys;
+    end += sizes_.tile_keys;
+    if (end >= keys.end || pairs >= share) break;
+    // Under a band, the next column's first rows are among this one's last. Then the workers would
+    // take turns if columns were much wider than the band.
+    const Span next = RowsThatSee(s, intervals, end + sizes_.tile_keys);
+    const int64_t lag = next.begin - first_rows.begin + segment_rows_;
+    const bool band = next.begin > first_rows.begin && next.end > first_rows.end;
+    if (band && workers * lag > group * (next.end - first_rows.begin)) break;
   }
   return end;
 }
