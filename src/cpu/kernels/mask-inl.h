@@ -46,7 +46,7 @@ inline void HideMasked(const uint8_t* mask, int64_t row_stride, int64_t rows, in
     const uint8_t* row = mask + r * row_stride;
     // No hardware prefetcher follows rows that are pages apart; the next tile is likely the same
     // keys for the block of rows below.
-    __builtin_prefetch(row + block_rows * row_stride);
+    for (int64_t k = 0; k < keys; k += 64) __builtin_prefetch(row + block_rows * row_stride + k);
     for (int64_t k = 0; k < keys; k += kWordBits) {
       const uint8_t* bytes = row + k;
       if (keys - k < kWordBits) {
