@@ -102,7 +102,7 @@ void ReadKeep(const Job<T>& job, const Sequence& sequence, int64_t head, Span ro
     ReadKeepBits(job.inputs.dropout_mask, job.problem.numels, first, row_stride, rows.size(),
                  keys.size(), job.rows, tile.keep);
   } else {
-    job.k.keep_bits(first, row_stride, rows.size(), keys.size(), job.keep_rule, tile.keep);
+    job.k.keep_bits(first, row_stride, keys.size(), job.keep_rule, tile.keep);
   }
 }
 

@@ -69,9 +69,9 @@ struct KernelTable {
   // sums[row] = sum over keys of ds[key][row] * line[row - key], in double.
   void (*line_products)(const T* ds, const double* line, int64_t keys, double* sums);
 
-  // The keep bits of elements first + row * row_stride + key, for rows up to the next whole vector.
-  void (*keep_bits)(uint64_t first, uint64_t row_stride, int64_t rows, int64_t keys,
-                    const KeepRule& rule, BitWord* keep);
+  // The keep bits of elements first + row * row_stride + key, for every row of a block.
+  void (*keep_bits)(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule& rule,
+                    BitWord* keep);
 
   // The products of T's own operands.
   ProductTable<T, T> products;

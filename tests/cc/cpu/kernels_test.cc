@@ -392,9 +392,9 @@ TYPED_TEST(Kernels, KeepBitsAreTheDefinition) {
         for (const uint64_t row_stride : {1000, 1001}) {
           for (const int64_t keys : {1, 32, 33, 64, 70}) {
             Array<BitWord> keep(3 * R);
-            k.keep_bits(first, row_stride, R - 1, keys,
-                        {kSeed, kOffset, rule.low_mask, rule.threshold}, keep.data());
-            for (int64_t r = 0; r < R - 1; ++r) {
+            k.keep_bits(first, row_stride, keys, {kSeed, kOffset, rule.low_mask, rule.threshold},
+                        keep.data());
+            for (int64_t r = 0; r < R; ++r) {
               for (int64_t n = 0; n < keys; ++n) {
                 const uint64_t element =
                     first + static_cast<uint64_t>(r) * row_stride + static_cast<uint64_t>(n);
