@@ -159,12 +159,12 @@ int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& inte
     pairs += group * RowsThatSee(s, intervals, end).size() * sizes_.tile_keys;
     end += sizes_.tile_keys;
     if (end >= keys.end || pairs >= share) break;
-    // Under a band, the next column's first rows are among this one's last. Then the workers would
-    // take turns if columns were much wider than the band.
+    // Under a band a column can follow the one before it only at a distance of its own width of
+    // rows, and workers that share it would take turns if that were more than the band is high.
     const Span next = RowsThatSee(s, intervals, end + sizes_.tile_keys);
-    const int64_t lag = next.begin - first_rows.begin + segment_rows_;
+    const int64_t lag = next.begin - first_rows.begin;
     const bool band = next.begin > first_rows.begin && next.end > first_rows.end;
-    if (band && workers * lag > group * (next.end - first_rows.begin)) break;
+    if (band && workers * lag > group * next.size()) break;
   }
   return end;
 }
