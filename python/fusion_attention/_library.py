@@ -69,12 +69,12 @@ def target() -> str:
     return torch.ops.fusion_attention.target.default()
 
 
-class NotPlain(Exception):
+class NotPlainError(Exception):
     """A plain overload did not run: it failed, or somebody stands between it and its kernel."""
 
 
 def _refuse(*_: Any) -> Any:
-    raise NotPlain
+    raise NotPlainError
 
 
 _load()

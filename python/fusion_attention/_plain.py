@@ -86,7 +86,7 @@ def attention(
         return None
     try:
         return _PlainAttention.apply(query, key, value, atten_mask, settings)
-    except _library.NotPlain:
+    except _library.NotPlainError:
         return None
 
 
@@ -106,7 +106,7 @@ class _PlainAttention(torch.autograd.Function):
         try:
             results = _library.forward_plain(*tensors, *settings)
         except Exception:  # nothing else's: hooks of what is saved below raise to be heard
-            raise _library.NotPlain from None
+            raise _library.NotPlainError from None
         out, softmax_max, softmax_sum, softmax_in, _ = results
         ctx.mark_non_differentiable(softmax_max, softmax_sum, softmax_in)
         ctx.set_materialize_grads(False)
@@ -131,7 +131,7 @@ def _gradient(
     if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
         try:
             return _library.backward_plain(*results, *tensors, *settings)
-        except _library.NotPlain:
+        except _library.NotPlainError:
             pass
     query, key, value, atten_mask = tensors
     head_num, input_layout, scale, sparse_mode, *rest = settings

@@ -86,7 +86,7 @@ def pinned(seed: int, offset: int) -> Iterator[None]:
 
 
 def _nobody_looks_on(after: Tensor) -> bool:
-    """Whether an operator would only cost time: 3 us, of 35 that a small call with dropout takes."""
+    """Whether an operator would only cost time: 3 of the 35 us of a small call with dropout."""
     return (
         type(after) is Tensor
         and after.is_cpu
