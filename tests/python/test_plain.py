@@ -163,7 +163,7 @@ def test_strange_arguments_get_the_same_answer(
             iter([9, 18]),
         ),
     ],
-    # Without the address that an iterator's repr ends with: names must be the same in every process.
+    # Without an iterator's address: names must be the same in every process.
     ids=lambda ends: repr(ends).split(" at 0x")[0],
 )
 def test_lengths_of_all_kinds_get_the_same_answer(
