@@ -11,22 +11,28 @@ ForwardPieces::ForwardPieces(const Problem& problem, int64_t block_rows, int64_t
                              int64_t workers)
     : problem_(problem), block_rows_(block_rows) {
   // Blocks that share packed keys: up to 512 KiB of L2.
-  most_blocks_ =
+  const int64_t most_blocks =
       std::clamp<int64_t>((512 << 10) / std::max<int64_t>(block_bytes, 1), 1, kMaxBlocks);
-  pieces_ = Cut(most_blocks_);
-  if (workers == 1) return;
-  int64_t best = SortLongestFirst(pieces_, workers);
+  pieces_ = PiecesFor(most_blocks, workers);
+  for (const ForwardPiece& piece : pieces_) most_blocks_ = std::max(most_blocks_, piece.blocks);
+}
+
+std::vector<ForwardPiece> ForwardPieces::PiecesFor(int64_t most_blocks, int64_t workers) const {
+  std::vector<ForwardPiece> pieces = Cut(most_blocks);
+  if (workers == 1) return pieces;
+  int64_t best = SortLongestFirst(pieces, workers);
   // Few pieces seldom divide evenly among the workers, and smaller ones pack keys more often: the
   // size that is done first.
   constexpr int64_t kManyForEach = 16;
-  if (count() > kManyForEach * workers) return;
-  for (int64_t blocks = most_blocks_ - 1; blocks > 0; --blocks) {
+  if (static_cast<int64_t>(pieces.size()) > kManyForEach * workers) return pieces;
+  for (int64_t blocks = most_blocks - 1; blocks > 0; --blocks) {
     std::vector<ForwardPiece> smaller = Cut(blocks);
     const int64_t end = SortLongestFirst(smaller, workers);
     if (end >= best) continue;
     best = end;
-    pieces_ = std::move(smaller);
+    pieces = std::move(smaller);
   }
+  return pieces;
 }
 
 // Head by head, so that those that run one after the other read the same keys.

@@ -27,7 +27,7 @@ class ForwardPieces {
   ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes, int64_t workers);
 
   int64_t count() const { return static_cast<int64_t>(pieces_.size()); }
-  int64_t most_blocks() const { return most_blocks_; }  // of a piece of this call
+  int64_t most_blocks() const { return most_blocks_; }  // of the pieces there are
   // Piece 0 is to be started first.
   const ForwardPiece& operator[](int64_t index) const {
     return pieces_[static_cast<size_t>(index)];
@@ -36,9 +36,10 @@ class ForwardPieces {
  private:
   const Problem& problem_;
   int64_t block_rows_;
-  int64_t most_blocks_;
+  int64_t most_blocks_ = 1;
   std::vector<ForwardPiece> pieces_;
 
+  std::vector<ForwardPiece> PiecesFor(int64_t most_blocks, int64_t workers) const;
   std::vector<ForwardPiece> Cut(int64_t most_blocks) const;
   int64_t Cost(const ForwardPiece& piece) const;
   int64_t SortLongestFirst(std::vector<ForwardPiece>& pieces, int64_t workers) const;
