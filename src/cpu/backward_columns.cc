@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
-#include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/tile_types.h"
 
 namespace fusion_attention::cpu {
 namespace {
@@ -140,7 +141,11 @@ void BackwardColumns::Cut(const Grid& grid, int64_t workers, int64_t share) {
     }
     end = std::min(end, s.kv_len);
     columns_.push_back({grid.sequence, grid.kv_head, {begin, end}, left});
-    ranks_.push_back(grid.pairs - grid.pairs * begin / std::max<int64_t>(s.kv_len, 1));
+    // As a quotient, because pairs times keys may exceed 2^63. It never increases from left to
+    // right: a column that started before the one to its left could wait for ever.
+    const int64_t keys = std::max<int64_t>(s.kv_len, 1);
+    ranks_.push_back(static_cast<double>(grid.pairs) / static_cast<double>(keys) *
+                     static_cast<double>(keys - begin));
     most_keys_ = std::max(most_keys_, RoundUp(end - begin, sizes_.tile_keys));
     carries_ |= left >= 0;
     left = count() - 1;
@@ -160,7 +165,8 @@ int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& inte
     end += sizes_.tile_keys;
     if (end >= keys.end || pairs >= share) break;
     // Under a band a column can follow the one before it only at a distance of its own width of
-    // rows, and workers that share it would take turns if that were more than the band is high.
+    // rows, and workers that share the band would take turns unless as many distances as there are
+    // workers fit into its height.
     const Span next = RowsThatSee(s, intervals, end + sizes_.tile_keys);
     const int64_t lag = next.begin - first_rows.begin;
     const bool band = next.begin > first_rows.begin && next.end > first_rows.end;

@@ -72,7 +72,7 @@ class BackwardColumns {
   int64_t most_keys_ = 0;
   bool carries_ = false;
   std::vector<Column> columns_;
-  std::vector<int64_t> ranks_;  // pairs of a column and of those to its right
+  std::vector<double> ranks_;  // about the pairs of a column and of those to its right
   std::vector<Span> pieces_;
 };
 

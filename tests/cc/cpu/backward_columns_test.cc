@@ -79,6 +79,14 @@ TEST(BackwardColumns, CoverEveryKeyOnceAndWaitForNothingLater) {
   }
 }
 
+// Pairs times keys are more than 2^63.
+TEST(BackwardColumns, WaitForNothingLaterInTheLongestProblems) {
+  const Problem p = Masked(1 << 12, 1 << 26, -1, 0, 0);
+  const BackwardColumns columns(p, {48, 8, 1 << 16, 1 << 22}, 3, Undivided::kColumn);
+  ASSERT_GT(columns.count(), 16);
+  for (int64_t c = 0; c < columns.count(); ++c) EXPECT_LT(columns[c].left, c);
+}
+
 TEST(BackwardColumns, EvenGridsStayWholeAndFewAreShared) {
   const Problem even = Masked(1000, 1000, 3, 0, 0);  // four grids
   EXPECT_EQ(BackwardColumns(even, {48, 8, 64, 1024}, 2, Undivided::kColumn).count(), 4);
