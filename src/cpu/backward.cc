@@ -29,7 +29,7 @@ struct ColumnScratch {
   T* dv;
 };
 
-// How far each column has come: its cells before Passed() are done, or there are none.
+// How far each column has come: its cells before passed_ are done, or do not exist.
 class Progress {
  public:
   explicit Progress(int64_t columns) : passed_(static_cast<size_t>(columns)) {}

@@ -30,7 +30,7 @@ class SlopeGradient {
 
   bool wanted() const { return dpse_.data != nullptr && job_.problem.pse.kind == PseKind::kSlopes; }
 
-  // Adds one tile, whose distances ReadBias() has left in `tile`; ds is [key][row].
+  // Adds one tile, whose distances AddBias() has left in `tile`; ds is [key][row].
   void Add(const Sequence& sequence, int64_t head, Span rows, Span keys, const T* ds,
            TileScratch<T>& tile) const {
     job_.k.line_products(ds, tile.distance + keys.size() - 1, keys.size(), tile.distance_sums);

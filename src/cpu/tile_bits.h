@@ -5,7 +5,7 @@
 
 #include "fusion_attention/problem.h"
 #include "fusion_attention/tensor_view.h"
-#include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/tile_types.h"
 
 namespace fusion_attention::cpu {
 

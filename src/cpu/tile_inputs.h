@@ -26,7 +26,7 @@ struct TileScratch {
   }
   BitWord* visible;
   BitWord* keep;
-  T* bias_rows;           // stored bias: [row][key]
+  T* bias_rows;           // stored bias, or its gradient: [row][key]
   T* line;                // slopes: the bias
   double* distance;       // slopes: what the bias is a multiple of
   double* distance_sums;  // slopes: [row]

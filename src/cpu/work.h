@@ -1,4 +1,4 @@
-// Runs independent pieces of work on lent threads.
+// Runs pieces of work on lent threads. Knows nothing of what a piece is.
 #pragma once
 
 #if defined(__x86_64__)
@@ -29,8 +29,9 @@ class WorkerScratch {
   Buffer buffer_;
 };
 
-// Calls piece(scratch, i) for every i in [0, pieces), started in ascending order, on the workers
-// that `scratch` was made for.
+// Calls piece(scratch, i) for every i in [0, pieces) on the workers that `scratch` was made for.
+// Workers take pieces in ascending order and run what they took in that order, so a piece may wait
+// for earlier ones.
 void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
                const std::function<void(std::byte* scratch, int64_t piece)>& piece);
 

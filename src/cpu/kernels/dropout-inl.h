@@ -1,7 +1,8 @@
 // The dropout bits of a tile: Philox4x32-10 with query rows in 64-bit lanes, one counter per row.
 // src/dropout/philox.h is the definition; this gives the same bits, 32 keys of a row per word.
-// An element's index need not be a multiple of 4, so each row starts at its own word of a block:
-// where one does, a block more is drawn for the tile, and the surplus bits are shifted out.
+// An element's index need not be a multiple of 4, so each row starts at its own word of a Philox
+// block of 4: where one starts inside a block, one more is drawn for the tile, and the surplus bits
+// are shifted out.
 #if defined(FUSION_ATTENTION_DROPOUT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_DROPOUT_INL_H_
 #undef FUSION_ATTENTION_DROPOUT_INL_H_
@@ -39,8 +40,8 @@ struct KeepDraw {
 
 // Block `block` of every row's stream that begins at `first`, [draw][lane]:
 // words[word][draw][lane]. Only the low 32 bits of a lane are a word; the high ones are never
-// looked at. Not inline: with anything else in registers the compiler spills in every round, and
-// draws at 0.95 cycles a word instead of 0.73.
+// looked at. Not inline: with anything else in registers the compiler spills in every round, and a
+// keep bit, all told, takes 0.95 cycles instead of 0.73.
 template <class D64>
 HWY_NOINLINE void Philox(D64 d, const KeepDraw& draw, const uint64_t* HWY_RESTRICT first,
                          uint64_t block, uint64_t* HWY_RESTRICT words) {

@@ -27,11 +27,8 @@ struct KernelTable {
   bool (*pack)(const SourceRows& src, int64_t rows, int64_t dim, T* dst, int64_t ld);
   // dst(r, c) = round(src[r][c] * factor), to nearest even.
   void (*store)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, const SinkRows& dst);
-  // dst[c][r] = src[r][c] * factor for rows < block_rows; absent rows become 0. Reads src, and
-  // writes dst, up to the next multiple of 4 channels.
-  void (*transpose)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, T* dst);
-  // dst[r][c] = src[c][r] * row_factor[r]: the way back. Reads src up to the next multiple of 4
-  // channels and writes as many, and rows up to the next whole vector.
+  // dst[r][c] = src[c][r] * row_factor[r], from rows in lanes to packed rows. Reads src up to the
+  // next multiple of 4 channels and writes as many, and rows up to the next whole vector.
   void (*transpose_back)(const T* src, int64_t rows, int64_t dim, const T* row_factor, T* dst,
                          int64_t ld);
 
@@ -40,7 +37,8 @@ struct KernelTable {
   // of 4 keys.
   void (*add_bias)(T* s, const SourceRows& bias, int64_t keys, T score_factor, T bias_factor,
                    T* tile_max);
-  // The same for the bias line[row - key].
+  // The same for a line: a tile whose element (key, row) is line[row - key], so block_rows + keys -
+  // 1 values are all of it, keys - 1 of them before line[0].
   void (*add_line)(T* s, const T* line, int64_t keys, T score_factor, T bias_factor, T* tile_max);
   // bits of (key, row) &= (mask[row * row_stride + key] == 0).
   void (*hide_masked)(const uint8_t* mask, int64_t row_stride, int64_t rows, int64_t keys,

@@ -13,9 +13,9 @@
 
 #include <hwy/highway.h>
 
+#include "src/cpu/kernels/mask-inl.h"
 #include "src/cpu/kernels/pairs_bf16-inl.h"
 #include "src/cpu/kernels/products-inl.h"
-#include "src/cpu/kernels/softmax-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
 HWY_PUSH_ATTRIBUTES(HWY_TARGET_STR ",avx512bf16")

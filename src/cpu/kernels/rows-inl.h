@@ -1,6 +1,6 @@
 // Between the caller's tensors and packed tiles: pack (any dtype, any strides -> padded rows of the
-// arithmetic type) and store (the way back, one rounding to nearest even). What an element type is,
-// is known here alone.
+// arithmetic type) and store (the way back, one rounding to nearest even). How an element type
+// converts is known here alone.
 #if defined(FUSION_ATTENTION_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_ROWS_INL_H_
 #undef FUSION_ATTENTION_ROWS_INL_H_

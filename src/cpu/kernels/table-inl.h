@@ -41,7 +41,6 @@ const KernelTable<T>& Table() {
       .block_rows = kBlockVectors * kLanes,
       .pack = Pack,
       .store = StoreRows,
-      .transpose = Transpose<T>,
       .transpose_back = TransposeBack<T>,
       .add_bias = AddBias,
       .add_line = AddLine<T>,

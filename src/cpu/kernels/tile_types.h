@@ -28,9 +28,6 @@ using SinkRows = BasicRows<void>;
 using BitWord = uint32_t;
 inline constexpr int64_t kWordBits = 32;
 
-// A line is a tile whose element (key, row) depends on row - key alone: it is line[row - key], so
-// block_rows + keys - 1 values are all of it, keys - 1 of them before line[0].
-
 // Packed tiles of keys and of scores have room for this many keys more, because kernels work on
 // whole steps of up to 8 keys.
 inline constexpr int64_t kKeyPadding = 8;
@@ -81,8 +78,8 @@ struct KeepRule {
   uint32_t threshold;  // keep iff (word & low_mask) >= threshold
 };
 
-inline constexpr int64_t kRowPadding =
-    16;  // every packed row has a multiple of this many elements; the rest is 0
+// Every packed row has a multiple of this many elements; those behind its channels are 0.
+inline constexpr int64_t kRowPadding = 16;
 
 constexpr int64_t RoundUp(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;

@@ -114,13 +114,13 @@ TYPED_TEST(Kernels, TransposesAreInverse) {
         const int64_t ld = RoundUp(dim, kRowPadding);
         Array<T> src = this->RandomArray(R * ld), t(ld * R), back(R * ld), factor(R);
         for (int64_t r = 0; r < R; ++r) factor[r] = static_cast<T>(r + 1);
-        k.transpose(src.data(), ld, rows, dim, T{-2}, t.data());
+        k.products.transpose(src.data(), ld, rows, dim, T{-1}, t.data());
         k.transpose_back(t.data(), rows, dim, factor.data(), back.data(), ld);
         for (int64_t c = 0; c < dim; ++c) {
           for (int64_t r = 0; r < R; ++r) {
-            ASSERT_EQ(t[c * R + r], r < rows ? -2 * src[r * ld + c] : T{0});
+            ASSERT_EQ(t[c * R + r], r < rows ? -src[r * ld + c] : T{0});
             if (r < rows) {
-              ASSERT_EQ(back[r * ld + c], -2 * src[r * ld + c] * (r + 1));
+              ASSERT_EQ(back[r * ld + c], -src[r * ld + c] * (r + 1));
             }
           }
         }

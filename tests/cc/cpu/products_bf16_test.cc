@@ -2,6 +2,7 @@
 // written out in double. Every sum has odd and even numbers of terms: one, a pair, one more.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "tests/cc/cpu/call.h"
+#include "src/cpu/targets.h"
 
 namespace fusion_attention::cpu {
 namespace {
