@@ -2,6 +2,8 @@
 // head work on.
 #pragma once
 
+#include <algorithm>
+
 #include "src/cpu/job.h"
 #include "src/cpu/ropes.h"
 #include "src/cpu/scratch.h"

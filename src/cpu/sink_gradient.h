@@ -2,6 +2,7 @@
 // so dsink = -sum over rows of that weight times delta = rowsum(dO * O).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "fusion_attention/backward.h"

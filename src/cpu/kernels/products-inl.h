@@ -1,10 +1,10 @@
 // The matrix products of attention as register tiles on packed operands that lie in L1 or L2.
 // `scores` is K Q^T and `accumulate` adds V^T P, both with query rows in lanes: 8 (4 where there
-// are only 16 registers) keys or channels times 3 vectors of accumulators. `gradient` serves dQ, dK
-// and dV with channels in lanes: 6 rows times 4 (2) vectors. Each result starts from zero and is
-// added to memory once a call, so rounding errors grow with the number of tiles, not of keys, and
-// no bit depends on how a caller groups tiles. 24 accumulators keep two FMA pipes busy: 94-98 % of
-// the peak.
+// are only 16 registers) keys or channels times 3 vectors of accumulators. `gradient_of_keys` (dK
+// and dV) and `gradient_of_rows` (dQ) have channels in lanes: 6 rows times 4 (2) vectors. Each
+// result starts from zero and is added to memory once a call, so rounding errors grow with the
+// number of tiles, not of keys, and no bit depends on how a caller groups tiles. 24 accumulators
+// keep two FMA pipes busy: 94-98 % of the peak.
 #if defined(FUSION_ATTENTION_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_PRODUCTS_INL_H_
 #undef FUSION_ATTENTION_PRODUCTS_INL_H_

@@ -25,7 +25,7 @@ namespace bf16 {
 
 inline constexpr int kTileKeys = 8;  // scores; accumulate: channels
 inline constexpr int kTileRows = 6;  // gradients
-// Pairs of channels that are summed in one chain.
+// Pairs of channels that are summed in one chain, as kDepth channels are there.
 inline constexpr int64_t kDepthPairs = 64;
 
 // sum + a's first * b's first + a's second * b's second, lane by lane.
