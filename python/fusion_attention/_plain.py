@@ -51,9 +51,9 @@ def attention(
     try:
         if (
             others.count(None) != len(others)
-            or keep_prob != 1.0
             or softmax_layout != ""
             # The operators' own conversions would take more types than the general way does.
+            or type(keep_prob) not in (float, int)
             or type(head_num) is not int
             or type(input_layout) is not str
             or type(scale) is not float
@@ -62,6 +62,7 @@ def attention(
             or type(next_tockens) is not int
             or type(inner_precise) is not int
             or type(pse_type) is not int
+            or keep_prob != 1
             or inner_precise != 0
             or pse_type != 1
             or not query.is_cpu
@@ -82,6 +83,9 @@ def attention(
             query.requires_grad or key.requires_grad or value.requires_grad
         ):
             return _library.forward_plain(query, key, value, atten_mask, *settings)
+        # These meet a Function before its operator could refuse.
+        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state():
+            return None
     except Exception:  # the general way will fail too, and say why
         return None
     try:

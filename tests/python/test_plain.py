@@ -123,7 +123,8 @@ def test_both_ways_give_the_same(
     [
         *({name: value} for name in ("inner_precise", "sparse_mode") for value in (0.0, "0", None)),
         *({name: value} for name in ("pre_tockens", "next_tockens") for value in (2.0**31, 2**70)),
-        *({"keep_prob": value} for value in (0, 2, "1.0", float("nan"), torch.ones(()))),
+        *({"keep_prob": value} for value in (0, 1, True, 2, "1.0", 1 + 0j, float("nan"))),
+        *({"keep_prob": torch.ones(shape)} for shape in ((), 1, 2)),
         *({"softmax_layout": value} for value in (None, b"", "TND")),
         *({"scale": value} for value in (1, "0.5", float("inf"), None)),
         *({"input_layout": value} for value in (b"BNSD", "bnsd", "BNS", None)),
@@ -207,6 +208,30 @@ def test_modes_and_transforms_see_the_general_operator() -> None:
         assert function(query).dtype == torch.bfloat16
     with torch.no_grad():
         assert torch.equal(torch.jit.trace(function, (query,))(query), function(query))
+
+
+@pytest.mark.parametrize(
+    "watched",
+    [
+        lambda function, query: torch.func.grad(lambda x: function(x).sum())(query),
+        lambda function, query: torch.func.vjp(function, query)[1](query)[0],
+        lambda function, query: torch.vmap(lambda x: x + function(query))(query),
+        lambda function, query: torch.vmap(function)(query[None]),
+        lambda function, query: torch.jit.trace(function, query, check_trace=False)(query),
+    ],
+    ids=["grad", "vjp", "vmap around it", "vmap", "trace"],
+)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_transforms_and_traces_get_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch, watched: Callable[[Any, Tensor], Any], recorded: bool
+) -> None:
+    def function(query: Tensor) -> Tensor:
+        return npu_fusion_attention(query, query, query, 4, "BNSD", scale=0.25)[0]
+
+    query = torch.randn(1, 4, 9, 16, requires_grad=recorded)
+    short, long = both_ways(monkeypatch, lambda: watched(function, query))
+    assert type(short) is type(long)
+    assert all(map(torch.equal, short, long)) if type(short) is Tensor else short == long
 
 
 def test_the_gradient_of_the_gradient_is_refused() -> None:
