@@ -25,7 +25,7 @@ from torch import Tensor
 from fma_peak import FmaPeak
 from fusion_attention import _library
 from fusion_attention._errors import FeatureError
-from fusion_attention.benchmark.cases import DTYPE_NAMES, Case, Direction
+from fusion_attention.benchmark.cases import DTYPES, Case, Direction
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours
 from fusion_attention.benchmark.masks import Mask
@@ -36,7 +36,6 @@ from targets import FORWARD_BACKWARD
 LONG, SHORT, BAND = 1_048_576, 65_536, 4096
 #: What the promises are: scratch memory of a thread, and how much longer a token may take.
 SCRATCH_MIB, SLOWER = 16, 1.05
-_DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 ROWS: tuple[tuple[str, Direction], ...] = tuple(
     itertools.product(("fp32", "bf16"), FORWARD_BACKWARD)
 )
@@ -77,7 +76,7 @@ class LongResult:
 
 def problem(tokens: int, dtype: str) -> Case:
     """One head under the band."""
-    return Case(64, Mask("band", BAND), _DTYPES[dtype]).with_heads(1).with_tokens(tokens)
+    return Case(64, Mask("band", BAND), DTYPES[dtype]).with_heads(1).with_tokens(tokens)
 
 
 class _Estimate(ProgressColumn):

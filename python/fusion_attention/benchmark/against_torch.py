@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from fusion_attention import __version__, _library, _machine
-from fusion_attention.benchmark.cases import DTYPE_NAMES, Case, Direction
+from fusion_attention.benchmark.cases import DTYPE_NAMES, DTYPES, Case, Direction
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch
 from fusion_attention.benchmark.masks import CAUSAL, FULL
 from fusion_attention.benchmark.verify import verify
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 DIRECTIONS: tuple[Direction, ...] = ("forward", "training")
 #: What a reader calls them.
 DIRECTION_NAMES = {"forward": "forward", "training": "forward + backward"}

@@ -17,6 +17,7 @@ Layout = Literal["BNSD", "BSND", "BSH", "SBH", "TND"]
 Bias = Literal["none", "constant", "learned"]
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 # The products of the definition by their depth, D or Dv channels; a multiply-add counts two.
 # Forward: Q K^T (D) and P V (Dv). Backward: S, dQ, dK (D) and dP, dV (Dv).

@@ -51,7 +51,8 @@ def kept_weights(case: Case, ours: Ours) -> Tensor:
 def verify(case: Case, inputs: Inputs, ours: Ours) -> None:
     """Raises if our results are wrong: a fast wrong answer is no result.
 
-    Rounding the output costs at most eps/2 of each element; the rest is rounding of sums in fp32.
+    Rounding the output costs at most eps/2 of each element, rounding the weights where products are
+    native bf16 as much again; the rest is rounding of sums in fp32.
 
     Raises:
         FeatureError: They are, or dropout keeps another share of the weights than it should.

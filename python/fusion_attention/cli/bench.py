@@ -15,7 +15,8 @@ import torch
 from fusion_attention import _machine, _optional
 from fusion_attention._errors import FeatureError
 from fusion_attention.benchmark import against_torch, plot
-from fusion_attention.benchmark.against_torch import DIRECTION_NAMES, DTYPES, Row
+from fusion_attention.benchmark.against_torch import DIRECTION_NAMES, Row
+from fusion_attention.benchmark.cases import DTYPES
 
 HELP = "time our operator and torch's attention on this machine: a table, a plot"
 
