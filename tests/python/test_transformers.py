@@ -224,7 +224,8 @@ def test_training(name: str, options: str, calls: Calls) -> None:
     """Rounding alone parts the two: ours is as near to "sdpa" in float64 as "sdpa" in float32 is.
 
     Four times its distance is allowed: the errors of two correct float32 runs are of one size, not
-    equal, and 20 steps multiply both. It is about 2e-6 after steps that change the loss by 3.
+    equal, and 20 steps multiply both. It is about 2e-6 after steps that change the loss by 3, and
+    counts as no less than a unit in the last place of the loss, because it may be zero by chance.
     """
     arguments = ARGUMENTS[options]
     exact_losses, exact = train(build(name, "sdpa", torch.float64), arguments)
@@ -236,7 +237,7 @@ def test_training(name: str, options: str, calls: Calls) -> None:
     assert (parameters - exact).norm() <= 4 * (rounded - exact).norm()
     of_sdpa = max(abs(a - b) for a, b in zip(rounded_losses, exact_losses, strict=True))
     of_ours = max(abs(a - b) for a, b in zip(losses, exact_losses, strict=True))
-    assert of_ours <= 4 * of_sdpa
+    assert of_ours <= 4 * max(of_sdpa, torch.finfo(torch.float32).eps * max(exact_losses))
 
 
 def test_training_with_gradient_checkpointing() -> None:
