@@ -30,9 +30,9 @@ class PseGradient {
     }
     const int64_t bytes = numel_ * SizeOf(dpse.dtype);
     AdviseHugePages(dpse.data, bytes);
-    // Without a mask every element is one score's and gets its gradient.
-    const bool every_element_is_stored =
-        p.mask.full && !sums_ && p.layout != Layout::kTND && p.score_dim() > 0;
+    // Without a mask every element is one score's and gets its gradient, if there are scores.
+    const bool every_element_is_stored = p.mask.full && !sums_ && p.layout != Layout::kTND &&
+                                         p.sequences() > 0 && p.q_len > 0 && p.score_dim() > 0;
     if (!every_element_is_stored) std::memset(dpse.data, 0, static_cast<size_t>(bytes));
   }
 

@@ -73,7 +73,7 @@ inline Results RunBoth(const Problem& p, const Operands& o, const Kernels& kerne
                                  .key = pse.keys == 1 ? 0 : 1};
   const auto pse_count = static_cast<int64_t>(o.pse.size());
   std::vector<char> pse_bytes(static_cast<size_t>(pse_count * SizeOf(pse_dtype)));
-  std::vector<char> dpse_bytes = pse_bytes;
+  std::vector<char> dpse_bytes(pse_bytes.size(), static_cast<char>(0xFF));
   for (int64_t i = 0; i < pse_count; ++i) {
     reference::Store(pse_bytes.data(), pse_dtype, i, o.pse[static_cast<size_t>(i)]);
   }

@@ -219,6 +219,22 @@ TEST(CpuPasses, SlopeGradientsDependOnNoSchedule) {
   }
 }
 
+// A gradient of pse is written whole where there is no score that it could come from.
+TEST(CpuPasses, BiasOfNoScoresHasNoGradient) {
+  for (const Kernels& kernels : RunnableKernels()) {
+    SCOPED_TRACE(kernels.name);
+    for (const bool no_batch : {false, true}) {
+      Problem p = LongProblem(DType::kFloat32);
+      (no_batch ? p.batch : p.q_len) = 0;
+      p.numels = 0;
+      p.pse = {.kind = PseKind::kDense, .batch = 1, .rows = 1, .keys = p.kv_len};
+      Operands o(p, 1);
+      o.pse.assign(static_cast<size_t>(p.q_heads * p.kv_len), 1);
+      for (const double gradient : RunBoth(p, o, kernels, 1).dpse) ASSERT_EQ(gradient, 0);
+    }
+  }
+}
+
 // With a scale of 1 there is no difference, with any other the bias keeps its size.
 TEST(CpuPasses, BiasBeforeAndAfterTheScale) {
   for (const Kernels& kernels : RunnableKernels()) {
