@@ -87,7 +87,8 @@ describe = translated(torch.ops.fusion_attention.describe.default)
 row_keys = translated(torch.ops.fusion_attention.row_keys.default)
 
 # The plain overloads (_plain.py) are for the usual case alone. In all others they have a kernel
-# that refuses, so that the usual one need not ask: jit.trace, torch.func, modes and subclasses.
+# that refuses, so that the usual one need not ask: jit.trace, torch.func, and modes and subclasses
+# that dispatch. Modes of torch functions see the overload; they get the same results.
 _plain = torch.library.Library("fusion_attention", "FRAGMENT")
 for _name in ("forward.plain", "backward.plain"):
     for _key in ("Tracer", "FuncTorchDynamicLayerFrontMode", "Python"):
