@@ -30,8 +30,7 @@ bool Agrees(double got, double expected, double bound) {
 std::string CompareWithin(const Problem& p, const char* output, DType dtype, double factor_roundoff,
                           const std::vector<char>& got, const std::vector<char>& expected,
                           const std::vector<Magnitude>& magnitudes) {
-  const double vanishing =
-      factor_roundoff > 0 ? SmallestWeight(p.dtype) * std::max(1.0, std::fabs(p.scale)) : 0;
+  const double vanishing = factor_roundoff > 0 ? SmallestWeight(p.dtype) : 0;
   for (size_t i = 0; i < magnitudes.size(); ++i) {
     const double a = reference::Load(got.data(), dtype, static_cast<int64_t>(i));
     const double g = reference::Load(expected.data(), dtype, static_cast<int64_t>(i));
@@ -40,8 +39,8 @@ std::string CompareWithin(const Problem& p, const char* output, DType dtype, dou
         m.terms == 0 ? 0
                      : UnitRoundoff(dtype) * (std::fabs(g) + m.terms) + factor_roundoff * m.terms +
                            RoundingSteps(p, m.count) * ArithmeticRoundoff(p.dtype) * m.weighted +
-                           SmallestWeight(p.dtype) * m.factors +
-                           vanishing * static_cast<double>(m.count) + SmallestDistance(dtype);
+                           SmallestWeight(p.dtype) * m.factors + vanishing * m.operands +
+                           SmallestDistance(dtype);
     if (!Agrees(a, g, bound)) return Mismatch(output, i, a, g, bound);
   }
   return "";

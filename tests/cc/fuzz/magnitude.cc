@@ -141,7 +141,7 @@ ForwardMagnitudes MagnitudesOfForward(const Problem& p, const Inputs& in) {
       const double weight = std::exp(row.visible.scores[n] - max) / sum;
       const double drop = Dropped(p, in, row.at, row.row, j, 1);
       for (int64_t c = 0; c < p.value_dim; ++c) {
-        out[c].Add(drop == 0 ? 0 : weight, drop * value.Row(j)[c], row.score_size);
+        out[c].Add(drop == 0 ? 0 : weight, drop * value.Row(j)[c], row.score_size, value.Row(j)[c]);
       }
     }
     std::fill_n(m.score_size.begin() + p.StatisticsIndex(s, row.at.head, row.row), 8,
@@ -201,16 +201,20 @@ BackwardMagnitudes MagnitudesOfBackward(const Problem& p, const Inputs& in, Cons
           const double ds = dp + delta;  // but for the weight
           const double scaled = std::fabs(p.scale) * ds;
           for (int64_t c = 0; c < p.value_dim; ++c) {
-            dv[c].Add(drop == 0 ? 0 : weight, drop * dy_row.Row(0)[c], row.score_size);
+            dv[c].Add(drop == 0 ? 0 : weight, drop * dy_row.Row(0)[c], row.score_size,
+                      dy_row.Row(0)[c]);
           }
           for (int64_t c = 0; c < p.head_dim; ++c) {
-            dq[c].Add(weight, scaled * key.Row(j)[c], row.score_size);
-            dk[c].Add(weight, scaled * query.Row(row.row)[c], row.score_size);
+            dq[c].Add(weight, scaled * key.Row(j)[c], row.score_size, key.Row(j)[c], p.scale);
+            dk[c].Add(weight, scaled * query.Row(row.row)[c], row.score_size, query.Row(row.row)[c],
+                      p.scale);
           }
           for (int64_t c = 0; c < p.rope_dim; ++c) {
             const int64_t channel = p.head_dim + c;
-            dq_rope[c].Add(weight, scaled * key.Row(j)[channel], row.score_size);
-            dk_rope[c].Add(weight, scaled * query.Row(row.row)[channel], row.score_size);
+            dq_rope[c].Add(weight, scaled * key.Row(j)[channel], row.score_size,
+                           key.Row(j)[channel], p.scale);
+            dk_rope[c].Add(weight, scaled * query.Row(row.row)[channel], row.score_size,
+                           query.Row(row.row)[channel], p.scale);
           }
           if (p.pse.kind != PseKind::kNone) {
             const PseElement e = reference::PseElementOf(p, s, row.row, j);

@@ -14,15 +14,15 @@ namespace fusion_attention::fuzz {
 // w_n = exp(s_n - m), and every s_n, y_n itself a sum of up to score_dim terms:
 //
 //   |a - g| <= u_out * (|g| + A) + d_out + u_p * A + sum_n (r * u * (1 + S_n) * |x_n| + t * |y_n|)
-//              + t_p * count
+//              + t_p * sum_n (1 + |z_n|)
 //
 // where A is the sum of |x_n|, and
 //   u_out, d_out  result and reference round once each, to the output's dtype;
 //   u_p           is that of bfloat16 where its products are native, else 0: one factor of each
 //                 term, w_n or dS, is rounded to it;
-//   t_p           is then t, times the scale where that is more than 1, else 0: such a product
-//   takes
-//                 inputs and partial sums below the smallest normal number for 0;
+//   t_p, z_n      is then t, else 0: such a product takes factors and partial sums below the
+//                 smallest normal number for 0; z_n is the other factor of the product, and for
+//                 gradients that are scaled afterwards, by more than 1, both are too;
 //   u             is the unit roundoff of the arithmetic;
 //   r             is 16 + (count + score_dim) / 4: exp and a quotient err by a few u; a running sum
 //                 of terms of one sign errs by u / 2 of its last value half the time;
@@ -38,13 +38,16 @@ struct Magnitude {
   double terms = 0;     // A
   double weighted = 0;  // sum of (1 + S_n) * |x_n|
   double factors = 0;   // sum of |y_n|
+  double operands = 0;  // sum of 1 + |z_n|
   int64_t count = 0;
 
-  void Add(double weight, double factor, double score_size) {
+  // `other` is z_n, `scale` what the sum is multiplied by in the end.
+  void Add(double weight, double factor, double score_size, double other = 0, double scale = 1) {
     const double term = std::fabs(weight * factor);
     terms += term;
     weighted += (1 + score_size) * term;
     factors += std::fabs(factor);
+    operands += std::fmax(1, std::fabs(scale)) * (1 + std::fabs(other));
     ++count;
   }
 };
