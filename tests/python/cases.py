@@ -19,7 +19,7 @@ UNLIMITED = 2147483647
 COMPRESSED_ROWS = 1024
 SMALL_DIMS = (1, 3, 8, 16, 40, 64, 72, 80, 128)
 LARGE_DIMS = (192, 256, 768)
-TILE_EDGES = (15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 95, 96, 97, 127, 128, 129, 144, 160)
+TILE_EDGES = tuple(edge + d for edge in (16, 32, 48, 64, 96, 128, 256) for d in (-1, 0, 1))
 
 
 @dataclass

@@ -58,7 +58,7 @@ class Kernels : public testing::Test {
 using Types = testing::Types<float, double>;
 TYPED_TEST_SUITE(Kernels, Types);
 
-constexpr int64_t kKeys[] = {1, 7, 8, 9, 33, 64};
+constexpr int64_t kKeys[] = {1, 7, 8, 9, 33, 128};
 constexpr int64_t kDims[] = {1, 8, 20, 64, 80, 130};
 
 TEST(KernelTables, TargetsDiffer) {

@@ -17,7 +17,7 @@ namespace {
 
 using Table = ProductTable<float, Bf16>;
 
-constexpr int64_t kKeys[] = {1, 2, 7, 8, 9, 33, 64};
+constexpr int64_t kKeys[] = {1, 2, 7, 8, 9, 33, 128};
 constexpr int64_t kDims[] = {1, 2, 17, 64, 80, 131, 300};
 constexpr double kTolerance = 200 * std::numeric_limits<float>::epsilon();
 

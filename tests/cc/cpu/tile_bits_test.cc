@@ -13,6 +13,7 @@ namespace fusion_attention::cpu {
 namespace {
 
 constexpr int64_t kBlockRows = 48;
+constexpr int64_t kTileKeys = 128;
 
 TEST(TileBits, LookEqualsThePredicate) {
   std::mt19937 engine(3);
@@ -22,7 +23,7 @@ TEST(TileBits, LookEqualsThePredicate) {
   const std::vector<Kernels> targets = RunnableKernels();
   int64_t empty = 0, full = 0, partial = 0;
   for (int repeat = 0; repeat < 4000; ++repeat) {
-    const int64_t q_len = draw(1, 90), kv_len = draw(1, 150);
+    const int64_t q_len = draw(1, 90), kv_len = draw(1, 300);
     RowIntervals intervals{
         .begin_offset = draw(-100, 60), .end_offset = draw(-60, 120), .kv_len = kv_len};
     if (draw(0, 3) == 0) intervals.prefix = draw(0, kv_len);
@@ -40,9 +41,9 @@ TEST(TileBits, LookEqualsThePredicate) {
 
     const Span rows{draw(0, q_len - 1), 0};
     const Span block{rows.begin, std::min(rows.begin + draw(1, kBlockRows), q_len)};
-    const Span keys{draw(0, kv_len - 1) / 64 * 64, 0};
-    const Span tile{keys.begin, std::min(keys.begin + 64, kv_len)};
-    BitWord bits[2 * kBlockRows] = {};
+    const Span keys{draw(0, kv_len - 1) / kTileKeys * kTileKeys, 0};
+    const Span tile{keys.begin, std::min(keys.begin + kTileKeys, kv_len)};
+    BitWord bits[kTileKeys / kWordBits * kBlockRows] = {};
     const VisibleTile seen = reader.Look({}, intervals, 0, block, tile, kBlockRows, bits);
 
     ASSERT_GE(seen.keys.begin, tile.begin);
