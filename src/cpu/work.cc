@@ -25,17 +25,15 @@ void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
                const std::function<void(std::byte*, int64_t)>& piece) {
   if (pieces <= 0) return;
   const int64_t workers = std::min(pieces, scratch.workers());
-  // Pieces are taken in runs when there are very many of them, so that the counter is not what the
-  // workers wait for.
-  const int64_t run = std::clamp<int64_t>(pieces / (workers * 64), 1, 256);
   std::atomic<int64_t> next{0};
   const auto work = [&](int worker) {
     const DefaultFloatEnvironment environment;
     std::byte* own = scratch.Of(worker);
+    // One at a time, because a piece may wait for the one before it: columns of a backward pass.
     for (;;) {
-      const int64_t begin = next.fetch_add(run, std::memory_order_relaxed);
-      if (begin >= pieces) return;
-      for (int64_t i = begin; i < std::min(begin + run, pieces); ++i) piece(own, i);
+      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= pieces) return;
+      piece(own, i);
     }
   };
   if (workers == 1) {
