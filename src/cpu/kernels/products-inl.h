@@ -104,20 +104,16 @@ void Scores(const T* qt, const T* k, int64_t ld, const Reach& reach, int64_t dim
             T* tile_max) {
   const int64_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const int64_t block_rows = kBlockVectors * lanes;
-  int64_t begin = 0;
-  // Vectors from j on go on where vector j - 1 sees no more keys.
-  for (int64_t j = 0; j < reach.vectors; ++j) {
-    const int64_t keys = reach.keys[j] - begin;
-    if (keys <= 0) continue;
+  ForEachKeyRange(reach, block_rows, [&](int64_t key, int64_t keys, int64_t row) {
     const auto of = [&](auto scores) {
-      scores(qt + j * lanes, k + begin * ld, ld, keys, dim, s + begin * block_rows + j * lanes,
-             tile_max == nullptr ? nullptr : tile_max + j * lanes);
+      scores(qt + row, k + key * ld, ld, keys, dim, s + key * block_rows + row,
+             tile_max == nullptr ? nullptr : tile_max + row);
     };
-    if (reach.vectors - j == 3) of(ScoresInPieces<3, T>);
-    if (reach.vectors - j == 2) of(ScoresInPieces<2, T>);
-    if (reach.vectors - j == 1) of(ScoresInPieces<1, T>);
-    begin += RoundUp(keys, kStep);
-  }
+    const int64_t vectors = reach.vectors - row / lanes;
+    if (vectors == 3) return of(ScoresInPieces<3, T>);
+    if (vectors == 2) return of(ScoresInPieces<2, T>);
+    of(ScoresInPieces<1, T>);
+  });
 }
 
 // a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst

@@ -92,21 +92,16 @@ void ScoresInPieces(const Bf16* qt, const Bf16* k, int64_t ld, int64_t keys, int
 
 inline void Scores(const Bf16* qt, const Bf16* k, int64_t ld, const Reach& reach, int64_t dim,
                    float* s, float* tile_max) {
-  int64_t begin = 0;
-  // Vectors from j on go on where vector j - 1 sees no more keys.
-  for (int64_t j = 0; j < reach.vectors; ++j) {
-    const int64_t keys = reach.keys[j] - begin;
-    if (keys <= 0) continue;
+  ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
     const auto of = [&](auto scores) {
-      scores(qt + 2 * j * kLanes, k + begin * ld, ld, keys, dim,
-             s + begin * kBlockRows + j * kLanes,
-             tile_max == nullptr ? nullptr : tile_max + j * kLanes);
+      scores(qt + 2 * row, k + key * ld, ld, keys, dim, s + key * kBlockRows + row,
+             tile_max == nullptr ? nullptr : tile_max + row);
     };
-    if (reach.vectors - j == 3) of(ScoresInPieces<3>);
-    if (reach.vectors - j == 2) of(ScoresInPieces<2>);
-    if (reach.vectors - j == 1) of(ScoresInPieces<1>);
-    begin += RoundUp(keys, kTileKeys);
-  }
+    const int64_t vectors = reach.vectors - row / kLanes;
+    if (vectors == 3) return of(ScoresInPieces<3>);
+    if (vectors == 2) return of(ScoresInPieces<2>);
+    of(ScoresInPieces<1>);
+  });
 }
 
 // a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst
