@@ -166,9 +166,12 @@ class ForwardPass {
     for (int64_t r = 0; r < block.rows.size(); ++r) {
       const T l = block.l[r];
       float max = static_cast<float>(block.m[r]);
-      // Both statistics are float32. Where that rounds the maximum, the sum is taken relative to
-      // the rounded one, so that the pair still encodes the float64 normaliser.
-      float sum = static_cast<float>(l * std::exp(block.m[r] - static_cast<T>(max)));
+      float sum = static_cast<float>(l);
+      if constexpr (std::is_same_v<T, double>) {
+        // Both statistics are float32. Where that rounds the maximum, the sum is taken relative to
+        // the rounded one, so that the pair still encodes the float64 normaliser.
+        sum = static_cast<float>(l * std::exp(block.m[r] - static_cast<T>(max)));
+      }
       if (empty) {
         max = sum = 0;
       } else if (l == 0) {
