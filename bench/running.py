@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from fusion_attention import _library
-from measuring import Effort, column_here, measure
+from fusion_attention._machine import cpu_name
+from measuring import Effort, measure
 from results import Result
-from targets import Target, is_native
+from targets import Target, is_native, must_column
 
 
 def simd_of(target: Target) -> str | None:
@@ -39,7 +40,7 @@ def run(targets: Sequence[Target], effort: Effort) -> Iterator[Result]:
         if simd is None:
             for target in group:
                 reason = f"this CPU has no kernels of kind '{target.simd}'"
-                yield Result.of(target, column_here(), "", None, reason)
+                yield Result.of(target, must_column(cpu_name()), "", None, reason)
         elif simd == _library.target():
             for target in group:
                 yield measure(target, effort)

@@ -1,11 +1,11 @@
 // exp(x) for the softmax, on vectors: the one transcendental function of the operator.
 //
-// float: 2^(x log2 e) by reduction to [-0.5, 0.5] and a minimax polynomial of degree 5 whose
-// constant term is exactly 1, so exp(0) == 1 and an unchanged row maximum rescales by exactly 1.
-// Relative error of the polynomial 2.8 * 2^-24 (degree 4: 48; degree 6: 1.3, for one more
-// multiply-add per score). double: Highway's Exp. NaN gives NaN; results below the smallest normal
-// number give 0 on every target, so that no product downstream meets a subnormal weight (a
-// 100-cycle assist on Intel).
+// float: x log2 e is split into an integer and a rest in [-0.5, 0.5], for which a minimax
+// polynomial of degree 5 does, off by 2.8 * 2^-24 (degree 4: 48; degree 6: 1.3, for one more
+// multiply-add per score); AVX-512 has a way of its own (exp_avx512-inl.h). double: Highway's Exp.
+// On every target exp(0) == 1, so an unchanged row maximum rescales by exactly 1; NaN gives NaN;
+// results below the smallest normal number give 0, so that no product downstream meets a subnormal
+// weight (a 100-cycle assist on Intel).
 #if defined(FUSION_ATTENTION_EXP_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_EXP_INL_H_
 #undef FUSION_ATTENTION_EXP_INL_H_
@@ -16,34 +16,23 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include <type_traits>
+
+#include "src/cpu/kernels/exp_avx512-inl.h"
+#include "src/cpu/kernels/register-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace fusion_attention::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Pins a constant to a register. Left alone, GCC 12 reloads the coefficients from memory at each
-// use, which doubles the cost of exp where two loads a cycle are the limit.
-template <class V>
-HWY_INLINE V InRegister(V v) {
-#if HWY_ARCH_X86 && HWY_COMPILER_GCC && !HWY_COMPILER_CLANG
-#if HWY_TARGET <= HWY_AVX3
-  asm("" : "+v"(v.raw));
-#else
-  asm("" : "+x"(v.raw));
-#endif
-#endif
-  return v;
-}
-
-template <class D, typename T = hn::TFromD<D>>
-class Exp;
-
-template <class D>
-class Exp<D, float> {
+#if HWY_TARGET > HWY_AVX3
+class ExpFloat {
+  using D = hn::ScalableTag<float>;
   using V = hn::Vec<D>;
 
  public:
-  explicit HWY_INLINE Exp(D d)
+  explicit HWY_INLINE ExpFloat(D d)
       : lowest_(InRegister(hn::Set(d, -87.33654f))),  // log(2^-126)
         log2e_(InRegister(hn::Set(d, 1.44269504f))),
         c1_(InRegister(hn::Set(d, 0.693147f))),
@@ -53,15 +42,7 @@ class Exp<D, float> {
         c5_(InRegister(hn::Set(d, 0.0013264727f))),
         one_(InRegister(hn::Set(d, 1.0f))) {}
 
-  HWY_INLINE V operator()([[maybe_unused]] D d, V x) const {
-#if HWY_TARGET <= HWY_AVX3
-    const V y = hn::Mul(x, log2e_);
-    const V n = hn::Round(y);
-    const V p = Polynomial(hn::Sub(y, n));
-    // vscalef is p * 2^n in one instruction; the mask keeps NaN, which compares as "not less than".
-    const __mmask16 keep = _mm512_cmp_ps_mask(x.raw, lowest_.raw, _CMP_NLT_UQ);
-    return V{_mm512_maskz_scalef_ps(keep, p.raw, n.raw)};
-#else
+  HWY_INLINE V operator()(D d, V x) const {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits of the sum.
     const V magic = hn::Set(d, 12582912.0f);
     const hn::RebindToSigned<D> di;
@@ -73,7 +54,11 @@ class Exp<D, float> {
     const auto exponent = hn::Add(hn::BitCast(di, shifted), hn::Set(di, 127));
     const V power = hn::BitCast(d, hn::ShiftLeft<23>(exponent));
     return hn::IfThenZeroElse(too_low, hn::Mul(p, power));
-#endif
+  }
+
+  template <int kCount>
+  HWY_INLINE void operator()(D d, V (&x)[kCount]) const {
+    for (V& v : x) v = (*this)(d, v);
   }
 
  private:
@@ -87,18 +72,29 @@ class Exp<D, float> {
 
   V lowest_, log2e_, c1_, c2_, c3_, c4_, c5_, one_;
 };
+#endif
 
-template <class D>
-class Exp<D, double> {
+class ExpDouble {
+  using D = hn::ScalableTag<double>;
+  using V = hn::Vec<D>;
+
  public:
-  explicit HWY_INLINE Exp(D) {}
-  HWY_INLINE hn::Vec<D> operator()(D d, hn::Vec<D> x) const {
+  explicit HWY_INLINE ExpDouble(D) {}
+  HWY_INLINE V operator()(D d, V x) const {
     const auto lowest = hn::Set(d, -708.0);  // log(2^-1022) is -708.4
     const auto too_low = hn::Lt(x, lowest);
     const auto e = hn::Exp(d, hn::IfThenElse(too_low, lowest, x));
     return hn::IfThenElse(hn::IsNaN(x), x, hn::IfThenZeroElse(too_low, e));
   }
+
+  template <int kCount>
+  HWY_INLINE void operator()(D d, V (&x)[kCount]) const {
+    for (V& v : x) v = (*this)(d, v);
+  }
 };
+
+template <typename T>
+using Exp = std::conditional_t<std::is_same_v<T, float>, ExpFloat, ExpDouble>;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fusion_attention::cpu

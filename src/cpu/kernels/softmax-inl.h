@@ -18,13 +18,28 @@ namespace fusion_attention::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// weigh(first key, e) for all keys, where e is an array of vectors for as many keys: four at a
+// time, which exp takes side by side, then two, then one.
+template <class V, class Weigh>
+HWY_INLINE void InFours(int64_t keys, const Weigh& weigh) {
+  V four[4], two[2], one[1];
+  int64_t n = 0;
+  for (; n + 4 <= keys; n += 4) weigh(n, four);
+  if (keys - n >= 2) {
+    weigh(n, two);
+    n += 2;
+  }
+  if (n < keys) weigh(n, one);
+}
+
 template <typename T>
 bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT tile_max,
                    T* HWY_RESTRICT m, T* HWY_RESTRICT l, T* HWY_RESTRICT alpha) {
   const hn::ScalableTag<T> d;
+  using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const Exp<decltype(d)> exp(d);
+  const Exp<T> exp(d);
   const auto factor = InRegister(hn::Set(d, scale));
   const auto none = hn::Set(d, kMinusInfinity<T>);
   const auto one = hn::Set(d, T{1});
@@ -41,19 +56,23 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
     // Even and odd keys apart: half the additions in a row halve the rounding error, and wait less.
     auto even = hn::Zero(d);
     auto odd = hn::Zero(d);
-    const auto weigh = [&](int64_t n, hn::Vec<decltype(d)>& sum) HWY_ATTR {
+    const auto weigh = [&]<int kCount>(int64_t n, V(&e)[kCount]) HWY_ATTR {
       T* p = s + n * block_rows + j;
-      const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
-      sum = hn::Add(sum, e);
-      hn::Store(e, d, p);
+#pragma GCC unroll 8
+      for (int i = 0; i < kCount; ++i) {
+        e[i] = hn::Sub(hn::Mul(hn::Load(d, p + i * block_rows), factor), shift);
+      }
+      exp(d, e);
+#pragma GCC unroll 8
+      for (int i = 0; i < kCount; ++i) {
+        hn::Store(e[i], d, p + i * block_rows);
+        if (i % 2 == 0)
+          even = hn::Add(even, e[i]);
+        else
+          odd = hn::Add(odd, e[i]);
+      }
     };
-    int64_t n = 0;
-#pragma GCC unroll 2
-    for (; n + kKeyPair <= keys; n += kKeyPair) {
-      weigh(n, even);
-      weigh(n + 1, odd);
-    }
-    if (n < keys) weigh(n, even);
+    InFours<V>(keys, weigh);
     rescale |= !hn::AllTrue(d, hn::Eq(decay, one));
     hn::Store(hn::MulAdd(hn::Load(d, l + j), decay, hn::Add(even, odd)), d, l + j);
     hn::Store(new_max, d, m + j);
@@ -83,19 +102,24 @@ template <typename T>
 void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT max,
                    const T* HWY_RESTRICT weight, const BitWord* HWY_RESTRICT visible) {
   const hn::ScalableTag<T> d;
+  using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const Exp<decltype(d)> exp(d);
+  const Exp<T> exp(d);
   const auto factor = InRegister(hn::Set(d, scale));
   for (int64_t j = 0; j < block_rows; j += lanes) {
     const auto shift = hn::Load(d, max + j);
     const auto normaliser = hn::Load(d, weight + j);
-#pragma GCC unroll 4
-    for (int64_t n = 0; n < keys; ++n) {
+    InFours<V>(keys, [&]<int kCount>(int64_t n, V(&e)[kCount]) HWY_ATTR {
       T* p = s + n * block_rows + j;
-      const auto e = exp(d, hn::Sub(hn::Mul(hn::Load(d, p), factor), shift));
-      hn::Store(hn::Mul(e, normaliser), d, p);
-    }
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) {
+        e[i] = hn::Sub(hn::Mul(hn::Load(d, p + i * block_rows), factor), shift);
+      }
+      exp(d, e);
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) hn::Store(hn::Mul(e[i], normaliser), d, p + i * block_rows);
+    });
     if (visible == nullptr) continue;
     for (int64_t n = 0; n < keys; ++n) {
       T* p = s + n * block_rows + j;

@@ -193,6 +193,43 @@ TYPED_TEST(Kernels, SoftmaxInTwoStepsEqualsTheDefinition) {
   }
 }
 
+// exp is bare in Probabilities with scale 1, maximum 0 and weight 1. The bound is the one that
+// docs/numerics.md derives.
+TYPED_TEST(Kernels, ProbabilitiesAreExpFromTheFirstNormalNumberOn) {
+  using T = TypeParam;
+  constexpr T kLowest = sizeof(T) == 4 ? T{-87.33} : T{-708};
+  constexpr int64_t kCount = 127;  // 31 fours, a two and a one
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    Array<T> max(R), weight(R);
+    std::fill_n(weight.data(), R, T{1});
+    Array<T> x((kCount + kKeyPadding) * R);
+    for (int64_t i = 0; i < kCount * R; ++i) {
+      x[i] = kLowest * static_cast<T>(i) / static_cast<T>(kCount * R);
+    }
+    const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+    const T special[] = {T{0}, -T{0}, -inf, nan, kLowest - 1, std::numeric_limits<T>::lowest()};
+    std::copy(std::begin(special), std::end(special), x.data() + 3 * R);
+    Array<T> e((kCount + kKeyPadding) * R);
+    std::copy_n(x.data(), kCount * R, e.data());
+    k.probabilities(e.data(), kCount, T{1}, max.data(), weight.data(), nullptr);
+    constexpr double kUnit = std::numeric_limits<T>::epsilon() / 2;
+    for (int64_t i = 0; i < kCount * R; ++i) {
+      if (i >= 3 * R && i < 3 * R + 6) continue;
+      const double exact = std::exp(static_cast<double>(x[i]));
+      ASSERT_NEAR(e[i], exact, (2.6 + 1.25 * std::abs(x[i])) * kUnit * exact) << x[i];
+    }
+    const T* s = e.data() + 3 * R;
+    EXPECT_EQ(s[0], 1);
+    EXPECT_EQ(s[1], 1);
+    EXPECT_EQ(s[2], 0);
+    EXPECT_TRUE(std::isnan(s[3]));
+    EXPECT_EQ(s[4], 0);
+    EXPECT_EQ(s[5], 0);
+  }
+}
+
 TYPED_TEST(Kernels, ScoreGradientsSelect) {
   using T = TypeParam;
   for (const int64_t target : Targets()) {
