@@ -5,7 +5,7 @@ that an element depends on, A its sum with every term replaced by its absolute v
 (`Quantity.magnitude`), g the exact value, a the computed one, u_out the unit roundoff of the stored
 type. Then
 
-    |a - g| <= u_out (|g| + A) + subnormal_out / 2 + 16 u (1 + max|s|) A + u_p A
+    |a - g| <= u_out (|g| + A) + subnormal_out / 2 + 16 u (1 + max|s|) A + u_p A + t_p
 
 1. A score is a dot product, times scale. Rounding errors of its terms are of both signs, so it is
    off by a few u|s|, and exp turns an absolute error of its argument into a relative one of the
@@ -17,12 +17,16 @@ type. Then
    of partial sums, which are not larger than A. 16 is for 'few' in all levels together; blocked
    sums keep the number of levels small.
 3. Storing rounds once: u_out of the computed value, whose size is at most |g| + A, or half the
-smallest subnormal.
+   smallest subnormal.
    u_p is 0, or 2^-8 where the products of bfloat16 inputs are native: the output and the gradients
    of query, key and value are sums of products of which one factor, the weight or dS, has been
    rounded to bfloat16. The statistics and the other gradients take the unrounded ones.
 4. A weight or a dS under the smallest normal number may be flushed to zero. `magnitude` counts each
-   visible one as larger by smallest / (16 u), so that 16 u A covers that loss too.
+   visible one as larger by smallest / (16 u), so that 16 u A covers that loss too. Native products
+   of bfloat16 also take their inputs and partial sums below 2^-126 for 0, however small the other
+   factor. An element is made of at most 2^16 such numbers (terms times depth, in these tests), and
+   what each of them meets later, scale and other factors, is together below 2^10: t_p is 2^-100
+   there, else 0.
 5. delta = sum_d out * dy uses the stored, rounded out; the exact gradient is computed from that
    same attention_in, so its rounding is no error. softmax_max and softmax_sum are stored in float32
    whatever the inputs' type: softmax_sum belongs to the stored maximum, and a gradient starts from
@@ -56,6 +60,7 @@ _HALF_SUBNORMAL = {
 # that takes a rounded factor.
 _NATIVE_BF16 = "avx512_bf16"
 _OF_ROUNDED_FACTORS = ("out", "dq", "dk", "dv", "dq_rope", "dk_rope")
+_VANISHING = 2.0**-100
 # What is computed from the arithmetic's own numbers alone, not from statistics stored in float32.
 _OF_OWN_PRECISION = ("out", "softmax_max")
 
@@ -67,8 +72,10 @@ def bound(name: str, exact: Quantity, stored: torch.dtype, inputs: torch.dtype) 
     magnitude = exact.magnitude
     allowed = _UNIT[stored] * (exact.value.abs() + magnitude) + _HALF_SUBNORMAL[stored]
     allowed = allowed + 16 * unit * (1 + exact.score) * magnitude
-    if inputs == torch.bfloat16 and name in _OF_ROUNDED_FACTORS and target() == _NATIVE_BF16:
-        allowed = allowed + _UNIT[torch.bfloat16] * magnitude
+    if inputs == torch.bfloat16 and target() == _NATIVE_BF16:
+        allowed = allowed + _VANISHING
+        if name in _OF_ROUNDED_FACTORS:
+            allowed = allowed + _UNIT[torch.bfloat16] * magnitude
     return torch.where(magnitude == 0, 0.0, allowed)
 
 

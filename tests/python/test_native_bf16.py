@@ -10,6 +10,8 @@ import sys
 
 import pytest
 import torch
+from bounds import excess
+from oracle import attention
 from simd import simd_targets
 
 from fusion_attention import npu_fusion_attention
@@ -56,3 +58,16 @@ def test_weights_are_rounded_on_the_native_target_alone() -> None:
     expected = (factor.double() * 2.0**100 / (1 + weight.double())).bfloat16()
     torch.testing.assert_close(total[0, 0, 0, 0], 1 + weight, rtol=2**-22, atol=0)
     assert torch.equal(out.flatten(), expected.view(1))
+
+
+def test_what_the_products_take_for_0_is_within_the_bound() -> None:
+    # One row, two keys, weights 1 and 2^-30: value selects the second. 2^-130 is subnormal.
+    query, key = torch.ones(1, 1, 1, 1), torch.tensor([0.0, -20.75]).view(1, 1, 2, 1)
+    value = torch.tensor([0.0, 2.0**-100]).view(1, 1, 2, 1)
+    call = {"query": query, "key": key, "value": value}
+    call = {name: x.bfloat16() for name, x in call.items()}
+    call |= {"head_num": 1, "input_layout": "BNSD", "scale": 1.0}
+    out = npu_fusion_attention(**call)[0]
+    exact = attention(call).out
+    assert excess("out", out, exact, torch.bfloat16) <= 1
+    assert (out.item() == 0) == (target() == "avx512_bf16")
