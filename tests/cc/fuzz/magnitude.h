@@ -24,8 +24,10 @@ namespace fusion_attention::fuzz {
 //                 smallest normal number for 0; z_n is the other factor of the product, and for
 //                 gradients that are scaled afterwards, by more than 1, both are too;
 //   u             is the unit roundoff of the arithmetic;
-//   r             is 16 + (count + score_dim) / 4: exp and a quotient err by a few u; a running sum
-//                 of terms of one sign errs by u / 2 of its last value half the time;
+//   r             is 16 + (count + score_dim) / 2: exp and a quotient err by a few u; a running sum
+//                 of terms of one sign is half its last value in the mean, and if the terms are
+//                 equal every step may err by u of it in one direction; the quotient counts twice
+//                 for float64, where the reference's own sums err too;
 //   S_n           is the size of what is added up for s_n: an error of some u of it is a relative
 //                 error of w_n;
 //   t             is about the smallest normal number: a smaller weight may be taken for 0.
@@ -54,7 +56,8 @@ struct Magnitude {
 
 // r of a sum of `count` terms.
 inline double RoundingSteps(const Problem& problem, int64_t count) {
-  return 16 + static_cast<double>(count + problem.score_dim()) / 4;
+  const double sides = problem.dtype == DType::kFloat64 ? 2 : 1;
+  return 16 + sides * static_cast<double>(count + problem.score_dim()) / 2;
 }
 
 // Half the distance from 1 to the next number of `dtype`.
