@@ -18,7 +18,7 @@ from fusion_attention.api_ring import npu_ring_attention_update
 from fusion_attention.api_v2 import npu_fusion_attention_grad_v2, npu_fusion_attention_v2
 from fusion_attention.api_v3 import npu_fusion_attention_grad_v3, npu_fusion_attention_v3
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 # The features around the operator: public name -> the module that has it, imported when asked for.
 _LAZY = {
