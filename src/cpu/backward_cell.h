@@ -56,16 +56,16 @@ struct CellScratch {
   }
   TileScratch<T> tile;
   KeyTile<T, Operand> keys;
-  T *p, *ds;          // one tile of scores
-  Operand* operands;  // the same as operands, where they are not p and ds themselves
-  Operand* packed;    // one block of q and dy, where plain rows are no summands
-  Operand *q, *dy;    // the cell's rows as summands,
-  Operand *qt, *dyt;  // transposed by block,
-  T* dq;              // and their gradient
-  T *out, *dout;      // one block, for delta; dout only where dy holds no plain rows
-  T *max, *weight, *delta;
-  bool* finite;  // per block: no NaN or infinity in q and dy
-  bool* blind;   // per block: some row has no weights at all
+  T *p, *ds;                // one tile of scores
+  Operand* operands;        // the same as operands, where they are not p and ds themselves
+  Operand* packed;          // one block of q and dy, where plain rows are no summands
+  Operand *q, *dy;          // the cell's rows as summands,
+  Operand *qt, *dyt;        // transposed by block,
+  T* dq;                    // and their gradient
+  T *out, *dout;            // one block, for delta; dout only where dy holds no plain rows
+  T *max, *weight, *delta;  // dropout's factor is in weight, and divided out of delta
+  bool* finite;             // per block: no NaN or infinity in q and dy
+  bool* blind;              // per block: some row has no weights at all
 };
 
 template <typename T, typename Operand>
@@ -169,7 +169,10 @@ class CellPass {
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
       s.max[at + r] = static_cast<T>(args_.softmax_max[index]);
-      s.weight[at + r] = T{1} / static_cast<T>(args_.softmax_sum[index]);
+      // With the factor of dropout in each row's weight, P (keep dP factor - delta) is
+      // P factor (keep dP - delta / factor): nothing is left to multiply a pair with.
+      s.weight[at + r] = job_.keep_factor / static_cast<T>(args_.softmax_sum[index]);
+      s.delta[at + r] /= job_.keep_factor;
       s.blind[b] |= IsBlind(s.max[at + r]);
     }
   }
@@ -228,7 +231,7 @@ class CellPass {
       ReadKeep(job_, cell.sequence, cell.head, rows, tile.keys, s.tile);
       keep = s.tile.keep;
     }
-    k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep, job_.keep_factor);
+    k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep);
     if (dpse_.wanted()) {
       dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile);
     }

@@ -24,13 +24,24 @@ namespace hn = hwy::HWY_NAMESPACE;
 // 0.72, eight, which spill, 0.63.
 inline constexpr int kDraws = 2 * kBlockVectors;
 inline constexpr int64_t kBlocksOfWord = kWordBits / 4;
+inline constexpr uint32_t kMultiplier0 = 0xD2511F53;
+inline constexpr uint32_t kMultiplier2 = 0xCD9E8D57;
 
-// What all rows of a tile share: the rule, and the keys of the ten rounds.
+// What all rows of a tile share: the rule, and what the ten rounds add by XOR, twice in each number
+// so that it fits both halves of a lane. The upper half of the counter is one number for all, and
+// with it half of the first round: its words are in key1[0] and key0[1].
 struct KeepDraw {
   explicit KeepDraw(const KeepRule& keep) : rule(keep) {
+    constexpr uint64_t kTwice = 0x100000001;
+    const uint64_t product2 = (rule.offset & 0xFFFFFFFFu) * kMultiplier2;
     for (uint32_t i = 0; i < 10; ++i) {
-      key0[i] = static_cast<uint32_t>(rule.seed) + i * 0x9E3779B9u;
-      key1[i] = static_cast<uint32_t>(rule.seed >> 32) + i * 0xBB67AE85u;
+      uint32_t word0 = static_cast<uint32_t>(rule.seed) + i * 0x9E3779B9u;
+      uint32_t word1 = static_cast<uint32_t>(rule.seed >> 32) + i * 0xBB67AE85u;
+      if (i == 0) word0 ^= static_cast<uint32_t>(product2 >> 32);
+      if (i == 0) word1 ^= static_cast<uint32_t>(rule.offset >> 32);
+      if (i == 1) word0 ^= static_cast<uint32_t>(product2);
+      key0[i] = word0 * kTwice;
+      key1[i] = word1 * kTwice;
     }
   }
   KeepRule rule;
@@ -38,28 +49,66 @@ struct KeepDraw {
   uint64_t key1[10];
 };
 
-// Block `block` of every row's stream that begins at `first`, [draw][lane]:
-// words[word][draw][lane]. Only the low 32 bits of a lane are a word; the high ones are never
-// looked at. Not inline: with anything else in registers the compiler spills in every round, and a
-// keep bit, all told, takes 0.95 cycles instead of 0.73.
+// The rows' streams from one block of each on, [draw][lane]: the first round's product, and what
+// the second round makes of the block number's upper half.
 template <class D64>
-HWY_NOINLINE void Philox(D64 d, const KeepDraw& draw, const uint64_t* HWY_RESTRICT first,
-                         uint64_t block, uint64_t* HWY_RESTRICT words) {
+struct KeepStreams {
+  static constexpr int64_t kSize = kDraws * hn::MaxLanes(D64());
+  HWY_ALIGN uint64_t product0[kSize];
+  HWY_ALIGN uint64_t word2[kSize];
+  HWY_ALIGN uint64_t word3[kSize];
+
+  // From block first[...] + `block` on.
+  HWY_INLINE void Start(const KeepDraw& draw, const uint64_t* HWY_RESTRICT first, uint64_t block) {
+    const D64 d;
+    const hn::Repartition<uint32_t, D64> d32;
+    const int64_t lanes = hn::Lanes(d);
+    const auto multiplier0 = hn::BitCast(d32, hn::Set(d, kMultiplier0));
+    for (int64_t i = 0; i < kDraws * lanes; i += lanes) {
+      const auto counter = hn::Add(hn::Load(d, first + i), hn::Set(d, block));
+      const auto w0 = hn::Xor(hn::ShiftRight<32>(counter), hn::Set(d, draw.key0[0]));
+      const auto product = hn::MulEven(hn::BitCast(d32, w0), multiplier0);
+      hn::Store(hn::MulEven(hn::BitCast(d32, counter), multiplier0), d, product0 + i);
+      hn::Store(hn::Xor(hn::ShiftRight<32>(product), hn::Set(d, draw.key1[1])), d, word2 + i);
+      hn::Store(product, d, word3 + i);
+    }
+  }
+};
+
+// The low and the high words of `even` and of `odd` in turn.
+template <class D32, class V64>
+HWY_INLINE hn::Vec<D32> LowWords(D32 d, V64 even, V64 odd) {
+  return hn::OddEven(hn::DupEven(hn::BitCast(d, odd)), hn::BitCast(d, even));
+}
+template <class D32, class V64>
+HWY_INLINE hn::Vec<D32> HighWords(D32 d, V64 even, V64 odd) {
+  return hn::OddEven(hn::BitCast(d, odd), hn::DupOdd(hn::BitCast(d, even)));
+}
+
+// Block `block` of every row's stream: words[word][row]. In a lane the low 32 bits are a word, the
+// high ones are never looked at. Not inline: with anything else in registers the compiler spills in
+// every round, and a keep bit, all told, takes 0.95 cycles instead of 0.73.
+template <class D64>
+HWY_NOINLINE void Philox(D64 d, const KeepDraw& draw, const KeepStreams<D64>& streams,
+                         uint64_t block, uint32_t* HWY_RESTRICT words) {
   using V = hn::Vec<D64>;
   const hn::Repartition<uint32_t, D64> d32;
   const int64_t lanes = hn::Lanes(d);
-  const auto multiplier0 = hn::BitCast(d32, hn::Set(d, 0xD2511F53u));
-  const auto multiplier2 = hn::BitCast(d32, hn::Set(d, 0xCD9E8D57u));
+  const auto multiplier0 = hn::BitCast(d32, hn::Set(d, kMultiplier0));
+  const auto multiplier2 = hn::BitCast(d32, hn::Set(d, kMultiplier2));
   V w0[kDraws], w1[kDraws], w2[kDraws], w3[kDraws];
 #pragma GCC unroll 6
   for (int i = 0; i < kDraws; ++i) {
-    w0[i] = hn::Add(hn::Load(d, first + i * lanes), hn::Set(d, block));
-    w1[i] = hn::ShiftRight<32>(w0[i]);
-    w2[i] = hn::Set(d, draw.rule.offset & 0xFFFFFFFFu);
-    w3[i] = hn::Set(d, draw.rule.offset >> 32);
+    const V product0 =
+        hn::Add(hn::Load(d, streams.product0 + i * lanes), hn::Set(d, block * kMultiplier0));
+    const V first2 = hn::Xor(hn::ShiftRight<32>(product0), hn::Set(d, draw.key1[0]));
+    w1[i] = hn::MulEven(hn::BitCast(d32, first2), multiplier2);
+    w0[i] = hn::Xor(hn::ShiftRight<32>(w1[i]), hn::Set(d, draw.key0[1]));
+    w2[i] = hn::Xor(hn::Load(d, streams.word2 + i * lanes), product0);
+    w3[i] = hn::Load(d, streams.word3 + i * lanes);
   }
 #pragma GCC unroll 10
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 2; round < 9; ++round) {
     const V key0 = hn::Set(d, draw.key0[round]);
     const V key1 = hn::Set(d, draw.key1[round]);
 #pragma GCC unroll 6
@@ -72,19 +121,23 @@ HWY_NOINLINE void Philox(D64 d, const KeepDraw& draw, const uint64_t* HWY_RESTRI
       w3[i] = product0;
     }
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < kDraws; ++i) {
-    hn::Store(w0[i], d, words + i * lanes);
-    hn::Store(w1[i], d, words + (kDraws + i) * lanes);
-    hn::Store(w2[i], d, words + (2 * kDraws + i) * lanes);
-    hn::Store(w3[i], d, words + (3 * kDraws + i) * lanes);
+  const auto key0 = hn::BitCast(d32, hn::Set(d, draw.key0[9]));
+  const auto key1 = hn::BitCast(d32, hn::Set(d, draw.key1[9]));
+  const int64_t block_rows = kDraws * lanes;
+#pragma GCC unroll 3
+  for (int i = 0; i < kDraws; i += 2) {
+    const V even0 = hn::MulEven(hn::BitCast(d32, w0[i]), multiplier0);
+    const V even2 = hn::MulEven(hn::BitCast(d32, w2[i]), multiplier2);
+    const V odd0 = hn::MulEven(hn::BitCast(d32, w0[i + 1]), multiplier0);
+    const V odd2 = hn::MulEven(hn::BitCast(d32, w2[i + 1]), multiplier2);
+    uint32_t* to = words + i * lanes;
+    hn::Store(hn::Xor3(HighWords(d32, even2, odd2), LowWords(d32, w1[i], w1[i + 1]), key0), d32,
+              to);
+    hn::Store(LowWords(d32, even2, odd2), d32, to + block_rows);
+    hn::Store(hn::Xor3(HighWords(d32, even0, odd0), LowWords(d32, w3[i], w3[i + 1]), key1), d32,
+              to + 2 * block_rows);
+    hn::Store(LowWords(d32, even0, odd0), d32, to + 3 * block_rows);
   }
-}
-
-// The low words of `even` and of `odd` in turn.
-template <class D32, class V64>
-HWY_INLINE hn::Vec<D32> Alternate(D32 d, V64 even, V64 odd) {
-  return hn::OddEven(hn::BitCast(d, hn::ShiftLeft<32>(odd)), hn::BitCast(d, even));
 }
 
 // Sets the bit `bit` of `bits` where the word is kept: low >= threshold, both below 2^31.
@@ -96,31 +149,61 @@ HWY_INLINE V32 WithKept(D32 d, const KeepRule& rule, V32 word, V32 bit, V32 bits
   return hn::IfThenElse(hn::RebindMask(d, kept), hn::Or(bits, bit), bits);
 }
 
-// One word for each row of a block: the bits of at most kBlocksOfWord Philox blocks, from `block`
-// on and below `end`.
-template <class D32, class V32 = hn::Vec<D32>>
-HWY_INLINE void DrawWord(D32 d, const KeepDraw& draw, const uint64_t* HWY_RESTRICT first,
-                         int64_t block, int64_t end, V32 (&bits)[kBlockVectors]) {
-  const hn::RepartitionToWide<D32> d64;
-  const int64_t lanes = hn::Lanes(d64);
-  HWY_ALIGN uint64_t words[4 * kDraws * hn::MaxLanes(d64)];
-#pragma GCC unroll 3
-  for (int j = 0; j < kBlockVectors; ++j) bits[j] = hn::Zero(d);
-  auto bit = hn::Set(d, 1u);
-  for (end = HWY_MIN(end, block + kBlocksOfWord); block < end; ++block) {
-    Philox(d64, draw, first, static_cast<uint64_t>(block), words);
-#pragma GCC unroll 4
-    for (int n = 0; n < 4; ++n) {
-#pragma GCC unroll 3
-      for (int j = 0; j < kBlockVectors; ++j) {
-        const uint64_t* even = words + (n * kDraws + 2 * j) * lanes;
-        const V32 word = Alternate(d, hn::Load(d64, even), hn::Load(d64, even + lanes));
-        bits[j] = WithKept(d, draw.rule, word, bit, bits[j]);
-      }
-      bit = hn::Add(bit, bit);
+// The keep bits of a tile, 32 keys at a time.
+template <class D32>
+class KeepWords {
+ public:
+  using V32 = hn::Vec<D32>;
+  using D64 = hn::RepartitionToWide<D32>;
+
+  // Row `first[...]` begins at that block; `blocks` of each will be drawn.
+  KeepWords(const KeepDraw& draw, const uint64_t* first, int64_t blocks)
+      : draw_(draw), first_(first), blocks_(blocks) {
+    streams_.Start(draw, first, 0);
+    for (int64_t i = 0; i < kDraws * static_cast<int64_t>(hn::Lanes(D64())); ++i) {
+      wraps_ |= (first[i] & 0xFFFFFFFFu) + static_cast<uint64_t>(blocks) > uint64_t{1} << 32;
     }
   }
-}
+
+  // One word for each row: the bits of the next kBlocksOfWord blocks, as far as there are any.
+  HWY_INLINE void Next(V32 (&bits)[kBlockVectors]) {
+    const D32 d;
+    const int64_t lanes = hn::Lanes(d);
+    HWY_ALIGN uint32_t words[4 * kBlockVectors * hn::MaxLanes(d)];
+#pragma GCC unroll 3
+    for (int j = 0; j < kBlockVectors; ++j) bits[j] = hn::Zero(d);
+    auto bit = hn::Set(d, 1u);
+    const int64_t end = HWY_MIN(blocks_, block_ + kBlocksOfWord);
+    for (; block_ < end; ++block_) {
+      Draw(words);
+#pragma GCC unroll 4
+      for (int n = 0; n < 4; ++n) {
+#pragma GCC unroll 3
+        for (int j = 0; j < kBlockVectors; ++j) {
+          const V32 word = hn::Load(d, words + (n * kBlockVectors + j) * lanes);
+          bits[j] = WithKept(d, draw_.rule, word, bit, bits[j]);
+        }
+        bit = hn::Add(bit, bit);
+      }
+    }
+  }
+
+ private:
+  // Once in 2^34 elements the lower half of a block number wraps inside a tile: then every block
+  // starts its streams anew.
+  HWY_INLINE void Draw(uint32_t* HWY_RESTRICT words) {
+    const auto block = static_cast<uint64_t>(block_);
+    if (wraps_) streams_.Start(draw_, first_, block);
+    Philox(D64(), draw_, streams_, wraps_ ? 0 : block, words);
+  }
+
+  const KeepDraw& draw_;
+  const uint64_t* first_;
+  int64_t blocks_;
+  int64_t block_ = 0;
+  bool wraps_ = false;
+  KeepStreams<D64> streams_;
+};
 
 template <typename T>
 void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule& rule,
@@ -139,12 +222,12 @@ void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule&
     blocks[(r / lanes * 2 + r % 2) * half + r % lanes / 2] = element / 4;
     skips[r] = static_cast<uint32_t>(element % 4);
   }
-  V32 word[kBlockVectors], next[kBlockVectors];
   const bool aligned = (first | row_stride) % 4 == 0;
-  const int64_t end = (keys + (aligned ? 0 : 3) + 3) / 4;
-  DrawWord(d, draw, blocks, 0, end, word);
+  KeepWords<decltype(d)> words(draw, blocks, (keys + (aligned ? 0 : 3) + 3) / 4);
+  V32 word[kBlockVectors], next[kBlockVectors];
+  words.Next(word);
   for (int64_t n = 0; n < keys; n += kWordBits) {
-    DrawWord(d, draw, blocks, n / 4 + kBlocksOfWord, end, next);
+    words.Next(next);
     for (int j = 0; j < kBlockVectors; ++j) {
       // skip is at most 3, and 0 shifts the whole next word out.
       const auto skip = hn::Load(d, skips + j * lanes);

@@ -56,14 +56,13 @@ struct KernelTable {
   // out[r] = sum over c of o[r][c] * dy[r][c]. An output of exactly 0 adds nothing, even where dy
   // is NaN: rows that see no key have no gradient.
   void (*deltas)(const T* o, const T* dy, int64_t ld, int64_t rows, int64_t dim, T* out);
-  // s = visible ? exp(s * scale - max) * weight : 0, where weight[row] = 1 / softmax_sum.
+  // s = visible ? exp(s * scale - max) * weight : 0.
   // visible == nullptr: all are.
   void (*probabilities)(T* s, int64_t keys, T scale, const T* max, const T* weight,
                         const BitWord* visible);
-  // dp = visible ? p * (factor * kept dp - delta) : 0, then p = factor * kept p. keep == nullptr:
-  // all are kept and factor is 1.
+  // dp = visible ? p * (kept dp - delta) : 0, then p = kept p. keep == nullptr: all are kept.
   void (*score_gradients)(T* p, T* dp, int64_t keys, const T* delta, const BitWord* visible,
-                          const BitWord* keep, T factor);
+                          const BitWord* keep);
   // sums[row] = sum over keys of ds[key][row] * line[row - key], in double.
   void (*line_products)(const T* ds, const double* line, int64_t keys, double* sums);
 

@@ -132,26 +132,25 @@ void Probabilities(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
 template <typename T>
 void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
                     const T* HWY_RESTRICT delta, const BitWord* HWY_RESTRICT visible,
-                    const BitWord* HWY_RESTRICT keep, T factor) {
+                    const BitWord* HWY_RESTRICT keep) {
   const hn::ScalableTag<T> d;
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
-  const auto scale = hn::Set(d, factor);
-  for (int64_t j = 0; j < block_rows; j += lanes) {
-    const auto row_delta = hn::Load(d, delta + j);
-    for (int64_t n = 0; n < keys; ++n) {
+  for (int64_t n = 0; n < keys; ++n) {
+    const int64_t word = n / kWordBits * block_rows;
+#pragma GCC unroll 3
+    for (int64_t j = 0; j < block_rows; j += lanes) {
       T* pn = p + n * block_rows + j;
       T* dn = dp + n * block_rows + j;
-      const int64_t word = n / kWordBits * block_rows + j;
       const auto weight = hn::Load(d, pn);
       auto g = hn::Load(d, dn);
       if (keep != nullptr) {
-        const auto kept = RowsWithBit(d, keep + word, n);
-        g = hn::IfThenElseZero(kept, hn::Mul(g, scale));
-        hn::Store(hn::IfThenElseZero(kept, hn::Mul(weight, scale)), d, pn);
+        const auto kept = RowsWithBit(d, keep + word + j, n);
+        g = hn::IfThenElseZero(kept, g);
+        hn::Store(hn::IfThenElseZero(kept, weight), d, pn);
       }
-      auto ds = hn::Mul(weight, hn::Sub(g, row_delta));
-      if (visible != nullptr) ds = hn::IfThenElseZero(RowsWithBit(d, visible + word, n), ds);
+      auto ds = hn::Mul(weight, hn::Sub(g, hn::Load(d, delta + j)));
+      if (visible != nullptr) ds = hn::IfThenElseZero(RowsWithBit(d, visible + word + j, n), ds);
       hn::Store(ds, d, dn);
     }
   }
