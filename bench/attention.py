@@ -29,10 +29,10 @@ from fusion_attention import _library
 from fusion_attention._errors import FeatureError
 from fusion_attention._machine import cores, cpu_name
 from fusion_attention.benchmark import plot
-from measuring import Effort
+from measuring import Effort, column_here
 from results import Result, save
 from running import run
-from targets import TARGETS, Target, must_column
+from targets import TARGETS, Target
 
 _USUAL, _QUICK = Effort(3.0, 1024), Effort(0.3, 192)
 
@@ -126,18 +126,18 @@ def table(arguments: argparse.Namespace, facts: dict[str, str], console: Console
     effort = _QUICK if arguments.quick else _USUAL
     if arguments.seconds is not None:
         effort = Effort(arguments.seconds, effort.checked_tokens)
-    column = must_column(cpu_name())
     targets = chosen(arguments.filter, arguments.threads)
     if arguments.quick:
         targets = [x.quick() for x in targets]
-    console.print(report.title(facts, column))
+    console.print(report.title(facts, column_here()))
     results = measure(targets, effort, console)
     results = measure_again(targets, results, effort, console)
-    console.print(report.summary(results, column), soft_wrap=True)
+    console.print(report.summary(results, column_here()), soft_wrap=True)
     if arguments.json:
         save(arguments.json, facts, results)
     if arguments.write:
-        document.replace_block(arguments.write, "table", report.markdown(results, facts, column))
+        text = report.markdown(results, facts, column_here())
+        document.replace_block(arguments.write, "table", text)
 
 
 def long(arguments: argparse.Namespace, facts: dict[str, str], console: Console) -> None:
@@ -175,7 +175,7 @@ def draw(arguments: argparse.Namespace, facts: dict[str, str], console: Console)
                 progress.advance(task)
     points = [first.best_of(later) for first, later in zip(*rounds, strict=True)]
     title = f"{facts['cpu']}, SIMD target {facts['target']}, torch {facts['torch']}"
-    roofline_plot.draw(points, title, must_column(cpu_name()), arguments.plot)
+    roofline_plot.draw(points, title, column_here(), arguments.plot)
     console.print(f"drawn: {arguments.plot}")
     if arguments.json:
         content = {"machine": facts, "points": [asdict(x) for x in points]}

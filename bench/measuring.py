@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from fma_peak import FmaPeak
 from fusion_attention import _library
-from fusion_attention._machine import cores, cpu_name
+from fusion_attention._machine import amd_family, cores, cpu_flags
 from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Contestant, Inputs, Ours, Torch, TorchLoop
@@ -57,6 +58,11 @@ def _peak(threads: int) -> FmaPeak:
     return FmaPeak(threads, _library.target())
 
 
+def column_here() -> Literal["Zen 4", "Ice Lake"]:
+    """The column of musts that applies to this machine."""
+    return must_column(cpu_flags(), amd_family())
+
+
 def why_not(target: Target) -> str:
     """Why this process cannot measure a target; empty if it can."""
     if target.threads > cores():
@@ -72,9 +78,9 @@ def measure(target: Target, effort: Effort) -> Result:
     Raises:
         FeatureError: Our results are wrong.
     """
-    column, simd = must_column(cpu_name()), _library.target()
+    simd = _library.target()
     if reason := why_not(target):
-        return Result.of(target, column, simd, None, reason)
+        return Result.of(target, column_here(), simd, None, reason)
     case, rival, direction = target.case, target.rival, target.direction
     torch.set_num_threads(target.threads)
     _checked(case.shortened(effort.checked_tokens))
@@ -97,7 +103,9 @@ def measure(target: Target, effort: Effort) -> Result:
         shortest=_SHORTEST_SLICE if target.yardstick == Yardstick.TIME else 0,
         between=lambda: peaks.append(peak.slice()),
     )
-    return Result.of(target, column, simd, Measurement.of(target.threads, flops, slices, peaks))
+    return Result.of(
+        target, column_here(), simd, Measurement.of(target.threads, flops, slices, peaks)
+    )
 
 
 def _on_threads(threads: int, run: Callable[[], object]) -> Callable[[], object]:

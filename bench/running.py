@@ -13,10 +13,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from fusion_attention import _library
-from fusion_attention._machine import cpu_name
-from measuring import Effort, measure
+from measuring import Effort, column_here, measure
 from results import Result
-from targets import Target, is_native, must_column
+from targets import Target, is_native
 
 
 def simd_of(target: Target) -> str | None:
@@ -40,7 +39,7 @@ def run(targets: Sequence[Target], effort: Effort) -> Iterator[Result]:
         if simd is None:
             for target in group:
                 reason = f"this CPU has no kernels of kind '{target.simd}'"
-                yield Result.of(target, must_column(cpu_name()), "", None, reason)
+                yield Result.of(target, column_here(), "", None, reason)
         elif simd == _library.target():
             for target in group:
                 yield measure(target, effort)

@@ -40,6 +40,12 @@ def cpu_flags() -> list[str]:
     return [flag for flag in (*_X86_FLAGS, *_ARM_FLAGS) if flag in present]
 
 
+def amd_family() -> int:
+    """Returns the family of an AMD CPU, 25 for Zen 3 and Zen 4, 26 for Zen 5; 0 for other CPUs."""
+    info = _cpuinfo()
+    return int(info["cpu family"]) if info.get("vendor_id") == "AuthenticAMD" else 0
+
+
 def cores() -> int:
     """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 from fusion_attention import cli
 from fusion_attention._errors import FeatureError
 from fusion_attention.benchmark import against_torch
-from fusion_attention.benchmark.cases import Case
+from fusion_attention.benchmark.cases import Case, Layout
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Inputs, Ours, Torch, dense_mask
+from fusion_attention.benchmark.layouts import from_layout, to_layout
 from fusion_attention.benchmark.masks import CAUSAL, Mask
 from fusion_attention.benchmark.verify import verify
 from fusion_attention.cli import bench
@@ -42,6 +44,21 @@ def test_json_has_a_row_for_everything(capsys: pytest.CaptureFixture[str]) -> No
     flops = {(x["direction"], x["causal"]): x["flops"] for x in content["rows"][-8:]}
     assert flops["training", False] == 14 * full * 8
     assert flops["training", True] == 14 * causal * 8
+
+
+@pytest.mark.parametrize("layout", get_args(Layout))
+def test_layouts_hold_the_same_numbers(layout: Layout) -> None:
+    batch, heads, tokens, dim = (1 if layout == "TND" else 2), 3, 5, 4
+    x = torch.arange(batch * heads * tokens * dim).reshape(batch, heads, tokens, dim)
+    y = to_layout(x, layout).contiguous()
+    sizes = {"B": batch, "S": tokens, "N": heads, "D": dim, "H": heads * dim, "T": tokens}
+    assert list(y.shape) == [sizes[axis] for axis in layout]
+    back = from_layout(y, layout, heads)
+    assert torch.equal(back, x)
+    assert back.data_ptr() == y.data_ptr()
+    b, n, s, d = batch - 1, 1, 3, 2
+    at = {"B": b, "S": s, "N": n, "D": d, "H": n * dim + d, "T": b * tokens + s}
+    assert y[tuple(at[axis] for axis in layout)] == x[b, n, s, d]
 
 
 def test_times_have_three_digits_and_no_exponent() -> None:

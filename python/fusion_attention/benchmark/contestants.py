@@ -16,6 +16,7 @@ from torch import Tensor
 from fusion_attention import npu_fusion_attention
 from fusion_attention._masks import Structure
 from fusion_attention.benchmark.cases import Case, Direction
+from fusion_attention.benchmark.layouts import from_layout, to_layout
 from fusion_attention.benchmark.masks import Mask
 
 
@@ -56,10 +57,10 @@ class Contestant:
         """Brings the inputs into the layout."""
         self.case = case
         self.leaves = [
-            self.to_layout(x).contiguous().requires_grad_()
+            to_layout(x, case.layout).contiguous().requires_grad_()
             for x in (inputs.query, inputs.key, inputs.value)
         ]
-        self.dy = self.to_layout(inputs.dy).contiguous()
+        self.dy = to_layout(inputs.dy, case.layout).contiguous()
         self.bias = self.make_bias(inputs.bias)
         if case.bias == "learned":
             self.leaves.append(self.bias.requires_grad_())
@@ -76,34 +77,6 @@ class Contestant:
     def out(self) -> Tensor:
         """A recorded output: what backward starts from."""
         return self.attention(*self.leaves[:3])
-
-    def to_layout(self, x: Tensor) -> Tensor:
-        """[B, N, S, D] -> the layout of the case."""
-        match self.case.layout:
-            case "BNSD":
-                return x
-            case "BSND":
-                return x.transpose(1, 2)
-            case "BSH":
-                return x.transpose(1, 2).flatten(2)
-            case "SBH":
-                return x.permute(2, 0, 1, 3).flatten(2)
-            case "TND":
-                return x.transpose(1, 2).flatten(0, 1)
-
-    def from_layout(self, x: Tensor, heads: int) -> Tensor:
-        """The layout of the case -> [B, N, S, D], without a copy."""
-        match self.case.layout:
-            case "BNSD":
-                return x
-            case "BSND":
-                return x.transpose(1, 2)
-            case "BSH":
-                return x.unflatten(2, (heads, -1)).transpose(1, 2)
-            case "SBH":
-                return x.unflatten(2, (heads, -1)).permute(1, 2, 0, 3)
-            case "TND":
-                return x.unsqueeze(0).transpose(1, 2)
 
     def forward(self) -> Tensor:
         """One forward call, as in inference."""
@@ -127,8 +100,9 @@ class Contestant:
     def results(self) -> list[Tensor]:
         """Output and gradients, [B, N, S, D] and the bias's own shape, in double, to compare."""
         dq, dk, dv, *dbias = self.backward()
-        of_query = [self.from_layout(x, self.case.q_heads) for x in (self.forward(), dq)]
-        of_key = [self.from_layout(x, self.case.kv_heads) for x in (dk, dv)]
+        case = self.case
+        of_query = [from_layout(x, case.layout, case.q_heads) for x in (self.forward(), dq)]
+        of_key = [from_layout(x, case.layout, case.kv_heads) for x in (dk, dv)]
         return [x.double() for x in (*of_query, *of_key, *dbias)]
 
 
@@ -209,15 +183,15 @@ class Torch(Contestant):
         if self.bias is not None:
             mask = self.bias if mask is None else self.bias.masked_fill(~mask, float("-inf"))
         out = F.scaled_dot_product_attention(
-            self.from_layout(query, case.q_heads),
-            self.from_layout(key, case.kv_heads),
-            self.from_layout(value, case.kv_heads),
+            from_layout(query, case.layout, case.q_heads),
+            from_layout(key, case.layout, case.kv_heads),
+            from_layout(value, case.layout, case.kv_heads),
             attn_mask=mask,
             dropout_p=1 - case.keep_prob,
             is_causal=self.is_causal,
             enable_gqa=case.q_heads != case.kv_heads,
         )
-        return self.to_layout(out)
+        return to_layout(out, case.layout)
 
 
 class TorchLoop(Torch):

@@ -9,6 +9,7 @@ from torch import Tensor
 from fusion_attention._errors import FeatureError
 from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.contestants import Inputs, Ours, dense_mask
+from fusion_attention.benchmark.layouts import from_layout, to_layout
 
 RESULT_NAMES = ("out", "dq", "dk", "dv", "dpse")
 
@@ -41,10 +42,12 @@ def kept_weights(case: Case, ours: Ours) -> Tensor:
     for begin in range(0, case.kv_len, case.out_dim):
         unit = torch.eye(case.kv_len, dtype=case.dtype)[:, begin : begin + case.out_dim]
         unit = F.pad(unit, (0, case.out_dim - unit.shape[1]))
-        values = ours.to_layout(unit.expand(case.batch, case.kv_heads, -1, -1)).contiguous()
+        values = unit.expand(case.batch, case.kv_heads, -1, -1)
+        values = to_layout(values, case.layout).contiguous()
         assert values.shape == value.shape
         with torch.no_grad():
-            columns.append(ours.from_layout(ours.attention(query, key, values), case.q_heads))
+            out = ours.attention(query, key, values)
+            columns.append(from_layout(out, case.layout, case.q_heads))
     return torch.cat(columns, -1)[..., : case.kv_len] > 0
 
 
