@@ -31,6 +31,8 @@ inline constexpr int kStep = 4;
 inline constexpr int kGradientVectors = 2;
 #endif
 inline constexpr int kGradientRows = 6;
+template <typename T>
+inline constexpr int64_t kRowsOfBlock = kBlockVectors* hn::MaxLanes(hn::ScalableTag<T>());
 // A dot product is summed in pieces of this many channels: against one chain of multiply-adds the
 // rounding error of a score halves at head_dim 128 and falls to an eighth at 768, for 0.5 % of the
 // time. Pieces of 32 channels cost 1 %.
@@ -174,9 +176,11 @@ void Accumulate(const T* p, const T* v, int64_t ld, const Reach& reach, int64_t 
   AccumulateOf<1>(p, v, ld, reach, dim, alpha, out);
 }
 
-template <int kRows, int kVectors, typename T>
-HWY_INLINE void GradientTile(const T* HWY_RESTRICT a, int64_t a_row, int64_t a_depth, int64_t depth,
-                             const T* HWY_RESTRICT b, int64_t ldb, T* HWY_RESTRICT c, int64_t ldc) {
+// Rows [i, i + kRows) of c[i][:] += sum over k < depth of a(i, k) * b[k][:], where a(i, k) lies at
+// a[i * kRow + k * kDepth]: as constants, one pointer reaches all rows.
+template <int kRows, int kVectors, int64_t kRow, int64_t kDepth, typename T>
+HWY_INLINE void GradientTile(const T* HWY_RESTRICT a, int64_t depth, const T* HWY_RESTRICT b,
+                             int64_t ld, T* HWY_RESTRICT c) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
@@ -189,10 +193,10 @@ HWY_INLINE void GradientTile(const T* HWY_RESTRICT a, int64_t a_row, int64_t a_d
   for (int64_t k = 0; k < depth; ++k) {
     V row[kVectors];
 #pragma GCC unroll 32
-    for (int j = 0; j < kVectors; ++j) row[j] = hn::Load(d, b + k * ldb + j * lanes);
+    for (int j = 0; j < kVectors; ++j) row[j] = hn::Load(d, b + k * ld + j * lanes);
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const V w = hn::Set(d, a[i * a_row + k * a_depth]);
+      const V w = hn::Set(d, a[i * kRow + k * kDepth]);
 #pragma GCC unroll 32
       for (int j = 0; j < kVectors; ++j) sum[i][j] = hn::MulAdd(w, row[j], sum[i][j]);
     }
@@ -201,65 +205,61 @@ HWY_INLINE void GradientTile(const T* HWY_RESTRICT a, int64_t a_row, int64_t a_d
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 32
     for (int j = 0; j < kVectors; ++j) {
-      T* HWY_RESTRICT o = c + i * ldc + j * lanes;
+      T* HWY_RESTRICT o = c + i * ld + j * lanes;
       hn::Store(hn::Add(hn::Load(d, o), sum[i][j]), d, o);
     }
   }
 }
 
-template <int kVectors, typename T>
-void GradientColumns(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
-                     const T* b, int64_t ldb, T* c, int64_t ldc) {
+template <int kVectors, int64_t kRow, int64_t kDepth, typename T>
+void GradientColumns(const T* a, int64_t rows, int64_t depth, const T* b, int64_t ld, T* c) {
   int64_t i = 0;
   for (; i + kGradientRows <= rows; i += kGradientRows) {
-    GradientTile<kGradientRows, kVectors>(a + i * a_row, a_row, a_depth, depth, b, ldb, c + i * ldc,
-                                          ldc);
+    GradientTile<kGradientRows, kVectors, kRow, kDepth>(a + i * kRow, depth, b, ld, c + i * ld);
   }
   if (i + 4 <= rows) {
-    GradientTile<4, kVectors>(a + i * a_row, a_row, a_depth, depth, b, ldb, c + i * ldc, ldc);
+    GradientTile<4, kVectors, kRow, kDepth>(a + i * kRow, depth, b, ld, c + i * ld);
     i += 4;
   }
   if (i + 2 <= rows) {
-    GradientTile<2, kVectors>(a + i * a_row, a_row, a_depth, depth, b, ldb, c + i * ldc, ldc);
+    GradientTile<2, kVectors, kRow, kDepth>(a + i * kRow, depth, b, ld, c + i * ld);
     i += 2;
   }
   if (i < rows) {
-    GradientTile<1, kVectors>(a + i * a_row, a_row, a_depth, depth, b, ldb, c + i * ldc, ldc);
+    GradientTile<1, kVectors, kRow, kDepth>(a + i * kRow, depth, b, ld, c + i * ld);
   }
 }
 
-template <typename T>
-void Gradient(const T* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth, const T* b,
-              int64_t ldb, int64_t cols, T* c, int64_t ldc) {
-  const hn::ScalableTag<T> d;
-  const int64_t lanes = hn::Lanes(d);
+template <int64_t kRow, int64_t kDepth, typename T>
+void Gradient(const T* a, int64_t rows, int64_t depth, const T* b, int64_t ld, T* c) {
+  const int64_t lanes = hn::Lanes(hn::ScalableTag<T>());
   int64_t j = 0;
-  for (; j + kGradientVectors * lanes <= cols; j += kGradientVectors * lanes) {
-    GradientColumns<kGradientVectors>(a, a_row, a_depth, rows, depth, b + j, ldb, c + j, ldc);
+  for (; j + kGradientVectors * lanes <= ld; j += kGradientVectors * lanes) {
+    GradientColumns<kGradientVectors, kRow, kDepth>(a, rows, depth, b + j, ld, c + j);
   }
   if constexpr (kGradientVectors == 4) {
-    if (j + 2 * lanes <= cols) {
-      GradientColumns<2>(a, a_row, a_depth, rows, depth, b + j, ldb, c + j, ldc);
+    if (j + 2 * lanes <= ld) {
+      GradientColumns<2, kRow, kDepth>(a, rows, depth, b + j, ld, c + j);
       j += 2 * lanes;
     }
   }
-  if (j < cols) GradientColumns<1>(a, a_row, a_depth, rows, depth, b + j, ldb, c + j, ldc);
+  if (j < ld) GradientColumns<1, kRow, kDepth>(a, rows, depth, b + j, ld, c + j);
 }
 
 // A tile of scores is [key][row]: dK and dV sum over its rows, dQ over its keys.
 template <typename T>
 void GradientOfKeys(const T* a, const Reach& reach, int64_t rows, const T* b, int64_t ld, T* c) {
-  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
-  ForEachKeyRange(reach, block_rows, [&](int64_t key, int64_t keys, int64_t row) {
-    Gradient(a + key * block_rows + row, block_rows, 1, keys, rows - row, b + row * ld, ld, ld,
-             c + key * ld, ld);
+  constexpr int64_t kBlockRows = kRowsOfBlock<T>;
+  ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
+    Gradient<kBlockRows, 1>(a + key * kBlockRows + row, keys, rows - row, b + row * ld, ld,
+                            c + key * ld);
   });
 }
 template <typename T>
 void GradientOfRows(const T* a, const Reach& reach, int64_t rows, const T* b, int64_t ld, T* c) {
-  const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
-  ForEachRowRange(reach, rows, block_rows, [&](int64_t row, int64_t count, int64_t keys) {
-    Gradient(a + row, 1, block_rows, count, keys, b, ld, ld, c + row * ld, ld);
+  constexpr int64_t kBlockRows = kRowsOfBlock<T>;
+  ForEachRowRange(reach, rows, kBlockRows, [&](int64_t row, int64_t count, int64_t keys) {
+    Gradient<1, kBlockRows>(a + row, count, keys, b, ld, c + row * ld);
   });
 }
 

@@ -180,12 +180,11 @@ inline void AccumulateVisible(const Bf16* p, const Bf16* v, int64_t ld, int64_t 
   }
 }
 
-// c[i][:] += sum over k < depth of a(i, k) * b[k][:] in pairs of k; a(i, k) lies at
-// a[2 * (i * a_row + k * a_depth)].
-template <int kRows, int kVectors>
-HWY_INLINE void GradientTile(const Bf16* HWY_RESTRICT a, int64_t a_row, int64_t a_depth,
-                             int64_t depth, const Bf16* HWY_RESTRICT b, int64_t ld,
-                             float* HWY_RESTRICT c) {
+// Rows [i, i + kRows) of c[i][:] += sum over k < depth of a(i, k) * b[k][:] in pairs of k; a(i, k)
+// lies at a[2 * (i * kRow + k * kDepth)].
+template <int kRows, int kVectors, int64_t kRow, int64_t kDepth>
+HWY_INLINE void GradientTile(const Bf16* HWY_RESTRICT a, int64_t depth, const Bf16* HWY_RESTRICT b,
+                             int64_t ld, float* HWY_RESTRICT c) {
   Sums sum[kRows][kVectors];
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i) {
@@ -198,7 +197,7 @@ HWY_INLINE void GradientTile(const Bf16* HWY_RESTRICT a, int64_t a_row, int64_t 
     for (int j = 0; j < kVectors; ++j) row[j] = LoadPairs(b + 2 * (k * ld + j * kLanes));
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const Pairs w = Broadcast(a + 2 * (i * a_row + k * a_depth));
+      const Pairs w = Broadcast(a + 2 * (i * kRow + k * kDepth));
 #pragma GCC unroll 32
       for (int j = 0; j < kVectors; ++j) sum[i][j] = AddProducts(sum[i][j], row[j], w);
     }
@@ -213,45 +212,51 @@ HWY_INLINE void GradientTile(const Bf16* HWY_RESTRICT a, int64_t a_row, int64_t 
   }
 }
 
-template <int kVectors>
-void GradientColumns(const Bf16* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
-                     const Bf16* b, int64_t ld, float* c) {
+template <int kVectors, int64_t kRow, int64_t kDepth>
+void GradientColumns(const Bf16* a, int64_t rows, int64_t depth, const Bf16* b, int64_t ld,
+                     float* c) {
   int64_t i = 0;
-  const auto step = [&]<int kRows>() {
-    GradientTile<kRows, kVectors>(a + 2 * i * a_row, a_row, a_depth, depth, b, ld, c + i * ld);
-    i += kRows;
-  };
-  while (i + kTileRows <= rows) step.template operator()<kTileRows>();
-  if (i + 4 <= rows) step.template operator()<4>();
-  if (i + 2 <= rows) step.template operator()<2>();
-  if (i < rows) step.template operator()<1>();
+  for (; i + kTileRows <= rows; i += kTileRows) {
+    GradientTile<kTileRows, kVectors, kRow, kDepth>(a + 2 * i * kRow, depth, b, ld, c + i * ld);
+  }
+  if (i + 4 <= rows) {
+    GradientTile<4, kVectors, kRow, kDepth>(a + 2 * i * kRow, depth, b, ld, c + i * ld);
+    i += 4;
+  }
+  if (i + 2 <= rows) {
+    GradientTile<2, kVectors, kRow, kDepth>(a + 2 * i * kRow, depth, b, ld, c + i * ld);
+    i += 2;
+  }
+  if (i < rows) {
+    GradientTile<1, kVectors, kRow, kDepth>(a + 2 * i * kRow, depth, b, ld, c + i * ld);
+  }
 }
 
-inline void Gradient(const Bf16* a, int64_t a_row, int64_t a_depth, int64_t rows, int64_t depth,
-                     const Bf16* b, int64_t ld, float* c) {
+template <int64_t kRow, int64_t kDepth>
+void Gradient(const Bf16* a, int64_t rows, int64_t depth, const Bf16* b, int64_t ld, float* c) {
   int64_t j = 0;
   for (; j + 4 * kLanes <= ld; j += 4 * kLanes) {
-    GradientColumns<4>(a, a_row, a_depth, rows, depth, b + 2 * j, ld, c + j);
+    GradientColumns<4, kRow, kDepth>(a, rows, depth, b + 2 * j, ld, c + j);
   }
   if (j + 2 * kLanes <= ld) {
-    GradientColumns<2>(a, a_row, a_depth, rows, depth, b + 2 * j, ld, c + j);
+    GradientColumns<2, kRow, kDepth>(a, rows, depth, b + 2 * j, ld, c + j);
     j += 2 * kLanes;
   }
-  if (j < ld) GradientColumns<1>(a, a_row, a_depth, rows, depth, b + 2 * j, ld, c + j);
+  if (j < ld) GradientColumns<1, kRow, kDepth>(a, rows, depth, b + 2 * j, ld, c + j);
 }
 
 // A tile over rows is [key][row / 2], one over keys [key / 2][row], in pairs.
 inline void GradientOfKeys(const Bf16* a, const Reach& reach, int64_t rows, const Bf16* b,
                            int64_t ld, float* c) {
   ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
-    Gradient(a + key * kBlockRows + row, kBlockRows / 2, 1, keys, (rows - row + 1) / 2,
-             b + row * ld, ld, c + key * ld);
+    Gradient<kBlockRows / 2, 1>(a + key * kBlockRows + row, keys, (rows - row + 1) / 2,
+                                b + row * ld, ld, c + key * ld);
   });
 }
 inline void GradientOfRows(const Bf16* a, const Reach& reach, int64_t rows, const Bf16* b,
                            int64_t ld, float* c) {
   ForEachRowRange(reach, rows, kBlockRows, [&](int64_t row, int64_t count, int64_t keys) {
-    Gradient(a + 2 * row, 1, kBlockRows, count, (keys + 1) / 2, b, ld, c + row * ld);
+    Gradient<1, kBlockRows>(a + 2 * row, count, (keys + 1) / 2, b, ld, c + row * ld);
   });
 }
 
