@@ -14,7 +14,7 @@ import torch
 
 from fma_peak import FmaPeak
 from fusion_attention import _library
-from fusion_attention._machine import amd_family, cores, cpu_flags
+from fusion_attention._machine import amd_family, cores
 from fusion_attention.benchmark.cases import Case
 from fusion_attention.benchmark.clock import take_turns
 from fusion_attention.benchmark.contestants import Contestant, Inputs, Ours, Torch, TorchLoop
@@ -60,7 +60,7 @@ def _peak(threads: int) -> FmaPeak:
 
 def column_here() -> Literal["Zen 4", "Ice Lake"]:
     """The column of musts that applies to this machine."""
-    return must_column(cpu_flags(), amd_family())
+    return must_column(amd_family())
 
 
 def why_not(target: Target) -> str:

@@ -6,7 +6,7 @@ targets with one section. README.md in this folder says how each yardstick is ta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
@@ -54,13 +54,13 @@ class Must:
         return Must(limit, limit)
 
 
-def must_column(flags: Collection[str], amd_family: int) -> Literal["Zen 4", "Ice Lake"]:
-    """The column of musts that applies to a CPU with these flags.
+def must_column(amd_family: int) -> Literal["Zen 4", "Ice Lake"]:
+    """The column of musts that applies to a CPU of this family of AMD's, 0 for all other CPUs.
 
-    The second, stricter one to those with avx512_bf16, as Zen 4 has, and to AMD's from family 25 on
-    (Zen 3, Zen 4, Zen 5); the first to all others.
+    The stricter one to those that add on other ports than they multiply on: AMD's from family 25 on
+    (Zen 3, Zen 4, Zen 5).
     """
-    return "Zen 4" if "avx512_bf16" in flags or amd_family >= 25 else "Ice Lake"
+    return "Zen 4" if amd_family >= 25 else "Ice Lake"
 
 
 @dataclass(frozen=True)
