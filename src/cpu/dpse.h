@@ -52,8 +52,8 @@ class PseGradient {
         PseRowsAt(job_.problem, dpse_.strides, sequence, intervals, head, rows, keys);
     if (!sums_ && all.even) {
       char* to = static_cast<char*>(dpse_.data) + all.element * SizeOf(dpse_.dtype);
-      return job_.k.store(tile.bias_rows, ld, rows.size(), keys.size(), T{1},
-                          {to, dpse_.dtype, dpse_.strides.row, 1});
+      return job_.k.stream(tile.bias_rows, ld, rows.size(), keys.size(),
+                           {to, dpse_.dtype, dpse_.strides.row, 1});
     }
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       const PseRow row = PseRowAt(job_.problem, dpse_.strides, sequence, intervals, head, r, keys);

@@ -27,6 +27,8 @@ struct KernelTable {
   bool (*pack)(const SourceRows& src, int64_t rows, int64_t dim, T* dst, int64_t ld);
   // dst(r, c) = round(src[r][c] * factor), to nearest even.
   void (*store)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, const SinkRows& dst);
+  // The same with a factor of 1, for rows that nobody reads soon.
+  void (*stream)(const T* src, int64_t ld, int64_t rows, int64_t dim, const SinkRows& dst);
   // dst[r][c] = src[c][r] * row_factor[r], from rows in lanes to packed rows. Reads src up to the
   // next multiple of 4 channels and writes as many, and rows up to the next whole vector.
   void (*transpose_back)(const T* src, int64_t rows, int64_t dim, const T* row_factor, T* dst,

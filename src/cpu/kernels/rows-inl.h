@@ -196,6 +196,25 @@ inline void StoreRows(const double* src, int64_t ld, int64_t rows, int64_t dim, 
   StoreAs<Same<double>>(src, ld, rows, dim, factor, dst);
 }
 
+// Whole aligned vectors of T itself go past the caches: a store into a line that is not there reads
+// it first, and pushes out what the pass will need.
+template <typename T>
+void StreamRows(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim,
+                const SinkRows& dst) {
+  const hn::ScalableTag<T> d;
+  const int64_t lanes = hn::Lanes(d);
+  const bool whole = reinterpret_cast<uintptr_t>(dst.data) % (sizeof(T) * lanes) == 0 &&
+                     dst.row_stride % lanes == 0 && dst.channel_stride == 1 && dim % lanes == 0;
+  if (SizeOf(dst.dtype) != sizeof(T) || !whole) return StoreRows(src, ld, rows, dim, T{1}, dst);
+  T* HWY_RESTRICT to = static_cast<T*>(dst.data);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < dim; c += lanes) {
+      hn::Stream(hn::Load(d, src + r * ld + c), d, to + r * dst.row_stride + c);
+    }
+  }
+  hwy::FlushStream();
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace fusion_attention::cpu
 HWY_AFTER_NAMESPACE();

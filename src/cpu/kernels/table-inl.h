@@ -41,6 +41,7 @@ const KernelTable<T>& Table() {
       .block_rows = kBlockVectors * kLanes,
       .pack = Pack,
       .store = StoreRows,
+      .stream = StreamRows<T>,
       .transpose_back = TransposeBack<T>,
       .add_bias = AddBias,
       .add_line = AddLine<T>,

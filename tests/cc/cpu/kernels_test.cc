@@ -61,6 +61,28 @@ TYPED_TEST(Kernels, PackAndStoreTakeAnyStrides) {
   }
 }
 
+// Where vectors are whole and aligned, and where an address, a width or a stride forbids it. What
+// lies between the rows stays as it is.
+TYPED_TEST(Kernels, StreamIsStore) {
+  using T = TypeParam;
+  const DType dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    constexpr int64_t kRows = 5, kLd = 64;
+    Array<T> rows = this->RandomArray(kRows * kLd);
+    for (const int64_t begin : {0, 1}) {
+      for (const int64_t dim : {64, 48, 37}) {
+        for (const int64_t row : {128, 67}) {
+          Array<T> stored(kRows * 128 + 1), streamed(kRows * 128 + 1);
+          k.store(rows.data(), kLd, kRows, dim, T{1}, {stored.data() + begin, dtype, row, 1});
+          k.stream(rows.data(), kLd, kRows, dim, {streamed.data() + begin, dtype, row, 1});
+          for (int64_t i = 0; i < kRows * 128 + 1; ++i) ASSERT_EQ(streamed[i], stored[i]);
+        }
+      }
+    }
+  }
+}
+
 // A stored bias with its own row stride at an odd address, and a line, which kernels read backwards
 // from key to key.
 TYPED_TEST(Kernels, BiasIsAddedBeforeOrAfterTheScale) {
