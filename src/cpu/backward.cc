@@ -1,4 +1,4 @@
-// Backward pass: runs the columns of backward_columns.h, each on one worker from top to bottom. A
+// Backward pass: runs the columns of backward_columns.h, each on one worker from bottom to top. A
 // cell starts when the one to its left is done, so dQ, too, is added up in one order, and the bits
 // depend neither on the number of workers nor on the cuts. No float is ever added by two workers at
 // once, and nothing of size rows x keys exists.
@@ -133,7 +133,7 @@ class BackwardPass {
     std::fill_n(memory.dv, column.keys.size() * job_.value_ld, T{0});
     const Span segments = columns_.SegmentsOf(column);
     for (int64_t member = 0; member < p.group(); ++member) {
-      for (int64_t segment = segments.begin; segment < segments.end; ++segment) {
+      for (int64_t segment = segments.end; segment-- > segments.begin;) {
         const int64_t first = segment * columns_.segment_rows();
         const Span keys = columns_.KeysOf(s, intervals, segment);
         const Cell cell{.sequence = s,
@@ -142,7 +142,7 @@ class BackwardPass {
                         .keys = column.keys,
                         .first_keys = keys.begin >= column.keys.begin,
                         .last_keys = keys.end <= std::max(column.keys.end, column.keys.begin + 1)};
-        const int64_t place = member * columns_.SegmentsOf(s) + segment;
+        const int64_t place = (member + 1) * columns_.SegmentsOf(s) - 1 - segment;
         if (!cell.first_keys) progress_.Await(column.left, place);
         pass.Run(cell, memory.cells, memory.dk, memory.dv);
         progress_.Pass(number, place);

@@ -3,8 +3,8 @@
 // then dV += P^T dO, dK += dS^T Q, dQ += dS K.
 //
 // A cell adds each tile's contribution to dQ, dK and dV on its own, in ascending order of keys (dQ)
-// and of heads and rows (dK, dV). So the bits of a gradient do not depend on how a head is cut into
-// cells, only on the order of the cells of one row or one column.
+// and of heads, descending order of rows (dK, dV). So the bits of a gradient do not depend on how a
+// head is cut into cells, only on the order of the cells of one row or one column.
 #pragma once
 
 #include <algorithm>
@@ -195,7 +195,7 @@ class CellPass {
   void RunKeys(const Cell& cell, const RowIntervals& intervals, Span keys, Scratch& s, T* dk,
                T* dv) const {
     bool loaded = false;
-    for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) {
+    for (int64_t b = (cell.rows.size() + job_.rows - 1) / job_.rows; b-- > 0;) {
       const Span rows = RowsOfBlock(cell, b);
       VisibleTile tile = job_.mask.Look(cell.sequence, intervals, cell.head, rows, keys, job_.rows,
                                         s.tile.visible);

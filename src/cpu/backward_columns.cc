@@ -10,8 +10,6 @@
 namespace fusion_attention::cpu {
 namespace {
 
-constexpr int64_t kWhole = std::numeric_limits<int64_t>::max();
-
 // The first of [0, count) for which `is_past` holds, as it then does for all later ones.
 template <typename Predicate>
 int64_t First(int64_t count, const Predicate& is_past) {
@@ -53,6 +51,18 @@ int64_t Sharing(int64_t pairs, int64_t remaining, int64_t workers) {
                              workers);
 }
 
+// How many pairs the next column of a grid is to have, after columns of so many. Each worker runs
+// two, which are its share together. The others wait for the first cell of a grid and are done when
+// its last one starts, so the columns at both ends are narrow, an eighth of a share; there are no
+// more, because every column packs its rows again.
+double WidthOf(const std::vector<double>& before, int64_t workers, double share) {
+  const auto number = static_cast<int64_t>(before.size());
+  if (number >= 2 * workers - 1) return std::numeric_limits<double>::infinity();
+  if (number >= workers) return share - before[static_cast<size_t>(number - workers)];
+  const auto later = static_cast<double>(number) / static_cast<double>(workers - 1);
+  return share * (0.125 + 0.75 * later);
+}
+
 }  // namespace
 
 struct BackwardColumns::Grid {
@@ -86,12 +96,8 @@ BackwardColumns::BackwardColumns(const Problem& problem, const GridSizes& sizes,
   int64_t last_head = -1;
   for (const Grid& grid : grids) {
     const int64_t begin = count();
-    // Two columns for each worker, of what is left: late grids are cut finer and so balance them.
-    if (whole) {
-      Cut(grid, 1, kWhole);
-    } else {
-      Cut(grid, Sharing(grid.pairs, remaining, workers), remaining / (2 * workers));
-    }
+    // Of what is left: late grids are cut finer and so balance the early ones.
+    Cut(grid, whole ? 1 : Sharing(grid.pairs, remaining, workers), remaining / workers);
     remaining -= grid.pairs;
     if (undivided == Undivided::kColumn) {
       for (int64_t c = begin; c < count(); ++c) pieces_.push_back({c, c + 1});
@@ -122,57 +128,42 @@ std::vector<BackwardColumns::Grid> BackwardColumns::GridsOf(int64_t workers,
   return grids;
 }
 
-// Cuts a grid that `workers` share into columns of about `share` pairs.
+// Cuts a grid that `workers` share into columns, so that each of them gets about `share` pairs.
 void BackwardColumns::Cut(const Grid& grid, int64_t workers, int64_t share) {
   const Sequence s = problem_.SequenceAt(grid.sequence);
   const RowIntervals intervals = problem_.IntervalsOf(s);
-  int64_t most_keys = sizes_.most_keys;
-  int64_t left = -1;
-  int64_t begin = 0;
+  std::vector<double> widths;
+  double pairs = 0;
+  Span keys{0, 0};
   do {
-    int64_t end = begin + most_keys;
-    if (share != kWhole) {
-      // The second worker waits for the first one's first cell, so that is a small one. The others
-      // get the same width: under a causal mask, a worker then follows another at half a column.
-      const bool first = workers > 1 && left < 0;
-      end = EndOfColumn(s, intervals, {begin, std::min(end, s.kv_len)}, workers,
-                        first ? share / 4 : share);
-      if (!first) most_keys = end - begin;
+    const Span tile{keys.end, std::min(keys.end + sizes_.tile_keys, s.kv_len)};
+    keys.end = tile.end;
+    bool reached = false;
+    if (workers > 1) {
+      const Span rows = RowsThatSee(s, intervals, tile.begin + tile.size() / 2);
+      const auto added = static_cast<double>(problem_.group() * rows.size() * tile.size());
+      pairs += added;
+      // Another tile would miss the width by more than this one does.
+      reached = pairs + added / 2 >= WidthOf(widths, workers, static_cast<double>(share));
+      if (reached) widths.push_back(std::exchange(pairs, 0));
     }
-    end = std::min(end, s.kv_len);
-    columns_.push_back({grid.sequence, grid.kv_head, {begin, end}, left});
-    // As a quotient, because pairs times keys may exceed 2^63. It never increases from left to
-    // right: a column that started before the one to its left could wait for ever.
-    const int64_t keys = std::max<int64_t>(s.kv_len, 1);
-    ranks_.push_back(static_cast<double>(grid.pairs) / static_cast<double>(keys) *
-                     static_cast<double>(keys - begin));
-    most_keys_ = std::max(most_keys_, RoundUp(end - begin, sizes_.tile_keys));
-    carries_ |= left >= 0;
-    left = count() - 1;
-    begin = end;
-  } while (begin < s.kv_len);
+    if (reached || keys.size() >= sizes_.most_keys || keys.end >= s.kv_len) {
+      Append(grid, keys, s.kv_len);
+      keys.begin = keys.end;
+    }
+  } while (keys.end < s.kv_len);
 }
 
-// Where a column that begins at keys.begin has `share` pairs or more, at most keys.end.
-int64_t BackwardColumns::EndOfColumn(const Sequence& s, const RowIntervals& intervals, Span keys,
-                                     int64_t workers, int64_t share) const {
-  const int64_t group = problem_.group();
-  const Span first_rows = RowsThatSee(s, intervals, keys.begin);
-  int64_t pairs = 0;
-  int64_t end = keys.begin;
-  while (end < keys.end) {
-    pairs += group * RowsThatSee(s, intervals, end).size() * sizes_.tile_keys;
-    end += sizes_.tile_keys;
-    if (end >= keys.end || pairs >= share) break;
-    // Under a band a column can follow the one before it only at a distance of its own width of
-    // rows, and workers that share the band would take turns unless as many distances as there are
-    // workers fit into its height.
-    const Span next = RowsThatSee(s, intervals, end + sizes_.tile_keys);
-    const int64_t lag = next.begin - first_rows.begin;
-    const bool band = next.begin > first_rows.begin && next.end > first_rows.end;
-    if (band && workers * lag > group * next.size()) break;
-  }
-  return end;
+void BackwardColumns::Append(const Grid& grid, Span keys, int64_t kv_len) {
+  const bool first = keys.begin == 0;
+  columns_.push_back({grid.sequence, grid.kv_head, keys, first ? -1 : count() - 1});
+  // As a quotient, because pairs times keys may exceed 2^63. It never increases from left to right:
+  // a column that started before the one to its left could wait for ever.
+  const int64_t all = std::max<int64_t>(kv_len, 1);
+  ranks_.push_back(static_cast<double>(grid.pairs) / static_cast<double>(all) *
+                   static_cast<double>(all - keys.begin));
+  most_keys_ = std::max(most_keys_, RoundUp(keys.size(), sizes_.tile_keys));
+  carries_ |= !first;
 }
 
 // By rank: first what most other work waits for.

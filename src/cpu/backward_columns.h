@@ -3,8 +3,10 @@
 //
 // Every (sequence, key/value head) is a grid: columns of keys times segments of query rows, those
 // of the query heads of a group one after the other. dQ of a segment must take its columns from
-// left to right and dK, dV of a column its segments from top to bottom. Where the cuts lie changes
-// no bit, so they may follow the number of workers.
+// left to right and dK, dV of a column its segments from bottom to top. Upwards, because later keys
+// are seen by later rows: under a causal mask or a band two columns share their rows at the bottom
+// of the left one, which has them done when the right one comes to need them. Where the cuts lie
+// changes no bit, so they may follow the number of workers.
 #pragma once
 
 #include <cstdint>
@@ -62,8 +64,7 @@ class BackwardColumns {
   struct Grid;
   std::vector<Grid> GridsOf(int64_t workers, Undivided undivided) const;
   void Cut(const Grid& grid, int64_t workers, int64_t share);
-  int64_t EndOfColumn(const Sequence& sequence, const RowIntervals& intervals, Span keys,
-                      int64_t workers, int64_t share) const;
+  void Append(const Grid& grid, Span keys, int64_t kv_len);
   void Order();
 
   const Problem& problem_;
