@@ -224,14 +224,20 @@ class CellPass {
       AddBias(job_, cell.sequence, intervals, cell.head, rows, tile.keys, s.tile, s.p, nullptr);
     }
     k.probabilities(s.p, count, job_.magnitude, s.max + at, s.weight + at, visible);
-    products_.scores(s.dyt + at * job_.value_ld, s.keys.ValueRows(tile.keys.begin), job_.value_ld,
-                     tile.reach, p.value_dim, s.ds, nullptr);
+    const Operand* dyt = s.dyt + at * job_.value_ld;
+    const Operand* value = s.keys.ValueRows(tile.keys.begin);
     const BitWord* keep = nullptr;
     if (p.dropout != DropoutKind::kNone) {
       ReadKeep(job_, cell.sequence, cell.head, rows, tile.keys, s.tile);
       keep = s.tile.keep;
     }
-    k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep);
+    if (tile.partial) {
+      products_.scores(dyt, value, job_.value_ld, tile.reach, p.value_dim, s.ds, nullptr);
+      k.score_gradients(s.p, s.ds, count, s.delta + at, visible, keep);
+    } else {
+      products_.gradient_of_scores(dyt, value, job_.value_ld, tile.reach, p.value_dim, s.p,
+                                   s.delta + at, keep, s.ds);
+    }
     if (dpse_.wanted()) {
       dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile);
     }

@@ -51,6 +51,13 @@ struct ProductTable {
   void (*scores)(const Operand* qt, const Operand* k, int64_t ld, const Reach& reach, int64_t dim,
                  T* s, T* tile_max);
 
+  // ds[key][row] = p[key][row] * (dp - delta[row]), where dp = sum over c of v[key][c] *
+  // dy[row][c], for dy transposed; otherwise as `scores`. keep: what dropout keeps of dp and, for
+  // the products to come, of p; nullptr: everything. For tiles that are visible whole, so that all
+  // vectors reach as far; for others there is score_gradients in kernel_table.h.
+  void (*gradient_of_scores)(const Operand* dyt, const Operand* v, int64_t ld, const Reach& reach,
+                             int64_t dim, T* p, const T* delta, const BitWord* keep, T* ds);
+
   // The tile of weights p as operands, in its own memory. What else p held is lost.
   const Operand* (*weights)(T* p, int64_t keys);
   // out[c][row] = alpha[row] * out[c][row] + sum over keys within reach of v[key][c] * p[key][row],

@@ -17,6 +17,7 @@
 #include <limits>
 
 #include "src/cpu/kernels/kernel_table.h"
+#include "src/cpu/kernels/score_outputs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fusion_attention::cpu {
@@ -39,9 +40,9 @@ inline constexpr int64_t kRowsOfBlock = kBlockVectors* hn::MaxLanes(hn::Scalable
 inline constexpr int64_t kDepth = 64;
 
 // `kAdd`: to what s holds already, instead of 0.
-template <int kVectors, bool kAdd, typename T>
+template <int kVectors, bool kAdd, typename T, class Output>
 void ScoresOf(const T* HWY_RESTRICT qt, const T* HWY_RESTRICT k, int64_t ld, int64_t keys,
-              int64_t dim, T* HWY_RESTRICT s, T* HWY_RESTRICT tile_max) {
+              int64_t dim, T* HWY_RESTRICT s, const Output output) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
@@ -72,50 +73,67 @@ void ScoresOf(const T* HWY_RESTRICT qt, const T* HWY_RESTRICT k, int64_t ld, int
     for (int i = 0; i < kStep; ++i) {
 #pragma GCC unroll 32
       for (int j = 0; j < kVectors; ++j) {
-        T* HWY_RESTRICT o = s + (n + i) * block_rows + j * lanes;
-        if constexpr (kAdd) a[i][j] = hn::Add(hn::Load(d, o), a[i][j]);
-        hn::Store(a[i][j], d, o);
+        const int64_t at = (n + i) * block_rows + j * lanes;
+        if constexpr (kAdd) a[i][j] = hn::Add(hn::Load(d, s + at), a[i][j]);
+        hn::Store(output(a[i][j], n + i, j * lanes), d, s + at);
       }
-      if (n + i < keys) {
+      if (Output::kWantsMax && n + i < keys) {
 #pragma GCC unroll 32
         for (int j = 0; j < kVectors; ++j) max[j] = hn::Max(max[j], a[i][j]);
       }
     }
   }
-  if (tile_max != nullptr) {
+  if constexpr (Output::kWantsMax) {
 #pragma GCC unroll 32
-    for (int j = 0; j < kVectors; ++j) hn::Store(max[j], d, tile_max + j * lanes);
+    for (int j = 0; j < kVectors; ++j) hn::Store(max[j], d, output.max + j * lanes);
   }
 }
 
 static_assert(kBlockVectors == 3, "Scores and Accumulate choose among 1, 2 and 3 vectors");
 
-template <int kVectors, typename T>
+template <int kVectors, typename T, class Output>
 void ScoresInPieces(const T* qt, const T* k, int64_t ld, int64_t keys, int64_t dim, T* s,
-                    T* tile_max) {
+                    const Output& output) {
   const int64_t block_rows = kBlockVectors * hn::Lanes(hn::ScalableTag<T>());
-  ScoresOf<kVectors, false>(qt, k, ld, keys, HWY_MIN(dim, kDepth), s, tile_max);
-  for (int64_t c = kDepth; c < dim; c += kDepth) {
-    ScoresOf<kVectors, true>(qt + c * block_rows, k + c, ld, keys, HWY_MIN(dim - c, kDepth), s,
-                             tile_max);
+  if (dim <= kDepth) return ScoresOf<kVectors, false>(qt, k, ld, keys, dim, s, output);
+  ScoresOf<kVectors, false>(qt, k, ld, keys, kDepth, s, AsScores());
+  int64_t c = kDepth;
+  for (; dim - c > kDepth; c += kDepth) {
+    ScoresOf<kVectors, true>(qt + c * block_rows, k + c, ld, keys, kDepth, s, AsScores());
   }
+  ScoresOf<kVectors, true>(qt + c * block_rows, k + c, ld, keys, dim - c, s, output);
 }
 
-template <typename T>
-void Scores(const T* qt, const T* k, int64_t ld, const Reach& reach, int64_t dim, T* s,
-            T* tile_max) {
+template <typename T, class Output>
+void ScoresTo(const T* qt, const T* k, int64_t ld, const Reach& reach, int64_t dim, T* s,
+              const Output& output) {
   const int64_t lanes = hn::Lanes(hn::ScalableTag<T>());
   const int64_t block_rows = kBlockVectors * lanes;
   ForEachKeyRange(reach, block_rows, [&](int64_t key, int64_t keys, int64_t row) {
     const auto of = [&](auto scores) {
       scores(qt + row, k + key * ld, ld, keys, dim, s + key * block_rows + row,
-             tile_max == nullptr ? nullptr : tile_max + row);
+             output.From(key, row));
     };
     const int64_t vectors = reach.vectors - row / lanes;
-    if (vectors == 3) return of(ScoresInPieces<3, T>);
-    if (vectors == 2) return of(ScoresInPieces<2, T>);
-    of(ScoresInPieces<1, T>);
+    if (vectors == 3) return of(ScoresInPieces<3, T, Output>);
+    if (vectors == 2) return of(ScoresInPieces<2, T, Output>);
+    of(ScoresInPieces<1, T, Output>);
   });
+}
+
+template <typename T>
+void Scores(const T* qt, const T* k, int64_t ld, const Reach& reach, int64_t dim, T* s,
+            T* tile_max) {
+  if (tile_max == nullptr) return ScoresTo(qt, k, ld, reach, dim, s, AsScores());
+  ScoresTo(qt, k, ld, reach, dim, s, AsScoresWithMax<T>(tile_max));
+}
+template <typename T>
+void GradientOfScores(const T* dyt, const T* v, int64_t ld, const Reach& reach, int64_t dim, T* p,
+                      const T* delta, const BitWord* keep, T* ds) {
+  if (keep == nullptr) {
+    return ScoresTo(dyt, v, ld, reach, dim, ds, AsScoreGradients<T>{p, delta});
+  }
+  ScoresTo(dyt, v, ld, reach, dim, ds, AsKeptScoreGradients<T>{p, delta, keep, 0});
 }
 
 // a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst

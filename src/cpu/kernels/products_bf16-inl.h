@@ -35,9 +35,9 @@ HWY_INLINE Sums AddProducts(Sums sum, Pairs a, Pairs b) {
 }
 
 // `kAdd`: to what s holds already, instead of 0.
-template <int kVectors, bool kAdd>
+template <int kVectors, bool kAdd, class Output>
 void ScoresOf(const Bf16* HWY_RESTRICT qt, const Bf16* HWY_RESTRICT k, int64_t ld, int64_t keys,
-              int64_t pairs, float* HWY_RESTRICT s, float* HWY_RESTRICT tile_max) {
+              int64_t pairs, float* HWY_RESTRICT s, const Output output) {
   Sums max[kVectors];
 #pragma GCC unroll 32
   for (int j = 0; j < kVectors; ++j) max[j] = hn::Set(kSums, kMinusInfinity<float>);
@@ -64,44 +64,63 @@ void ScoresOf(const Bf16* HWY_RESTRICT qt, const Bf16* HWY_RESTRICT k, int64_t l
     for (int i = 0; i < kTileKeys; ++i) {
 #pragma GCC unroll 32
       for (int j = 0; j < kVectors; ++j) {
-        float* HWY_RESTRICT o = s + (n + i) * kBlockRows + j * kLanes;
-        if constexpr (kAdd) a[i][j] = hn::Add(hn::Load(kSums, o), a[i][j]);
-        hn::Store(a[i][j], kSums, o);
+        const int64_t at = (n + i) * kBlockRows + j * kLanes;
+        if constexpr (kAdd) a[i][j] = hn::Add(hn::Load(kSums, s + at), a[i][j]);
+        hn::Store(output(a[i][j], n + i, j * kLanes), kSums, s + at);
       }
-      if (n + i < keys) {
+      if (Output::kWantsMax && n + i < keys) {
 #pragma GCC unroll 32
         for (int j = 0; j < kVectors; ++j) max[j] = hn::Max(max[j], a[i][j]);
       }
     }
   }
-  if (tile_max == nullptr) return;
+  if constexpr (Output::kWantsMax) {
 #pragma GCC unroll 32
-  for (int j = 0; j < kVectors; ++j) hn::Store(max[j], kSums, tile_max + j * kLanes);
+    for (int j = 0; j < kVectors; ++j) hn::Store(max[j], kSums, output.max + j * kLanes);
+  }
 }
 
-template <int kVectors>
+template <int kVectors, class Output>
 void ScoresInPieces(const Bf16* qt, const Bf16* k, int64_t ld, int64_t keys, int64_t dim, float* s,
-                    float* tile_max) {
+                    const Output& output) {
   const int64_t pairs = (dim + 1) / 2;
-  ScoresOf<kVectors, false>(qt, k, ld, keys, HWY_MIN(pairs, kDepthPairs), s, tile_max);
-  for (int64_t c = kDepthPairs; c < pairs; c += kDepthPairs) {
-    ScoresOf<kVectors, true>(qt + 2 * c * kBlockRows, k + 2 * c, ld, keys,
-                             HWY_MIN(pairs - c, kDepthPairs), s, tile_max);
+  if (pairs <= kDepthPairs) return ScoresOf<kVectors, false>(qt, k, ld, keys, pairs, s, output);
+  ScoresOf<kVectors, false>(qt, k, ld, keys, kDepthPairs, s, AsScores());
+  int64_t c = kDepthPairs;
+  for (; pairs - c > kDepthPairs; c += kDepthPairs) {
+    ScoresOf<kVectors, true>(qt + 2 * c * kBlockRows, k + 2 * c, ld, keys, kDepthPairs, s,
+                             AsScores());
   }
+  ScoresOf<kVectors, true>(qt + 2 * c * kBlockRows, k + 2 * c, ld, keys, pairs - c, s, output);
+}
+
+template <class Output>
+void ScoresTo(const Bf16* qt, const Bf16* k, int64_t ld, const Reach& reach, int64_t dim, float* s,
+              const Output& output) {
+  ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
+    const auto of = [&](auto scores) {
+      scores(qt + 2 * row, k + key * ld, ld, keys, dim, s + key * kBlockRows + row,
+             output.From(key, row));
+    };
+    const int64_t vectors = reach.vectors - row / kLanes;
+    if (vectors == 3) return of(ScoresInPieces<3, Output>);
+    if (vectors == 2) return of(ScoresInPieces<2, Output>);
+    of(ScoresInPieces<1, Output>);
+  });
 }
 
 inline void Scores(const Bf16* qt, const Bf16* k, int64_t ld, const Reach& reach, int64_t dim,
                    float* s, float* tile_max) {
-  ForEachKeyRange(reach, kBlockRows, [&](int64_t key, int64_t keys, int64_t row) {
-    const auto of = [&](auto scores) {
-      scores(qt + 2 * row, k + key * ld, ld, keys, dim, s + key * kBlockRows + row,
-             tile_max == nullptr ? nullptr : tile_max + row);
-    };
-    const int64_t vectors = reach.vectors - row / kLanes;
-    if (vectors == 3) return of(ScoresInPieces<3>);
-    if (vectors == 2) return of(ScoresInPieces<2>);
-    of(ScoresInPieces<1>);
-  });
+  if (tile_max == nullptr) return ScoresTo(qt, k, ld, reach, dim, s, AsScores());
+  ScoresTo(qt, k, ld, reach, dim, s, AsScoresWithMax<float>(tile_max));
+}
+inline void GradientOfScores(const Bf16* dyt, const Bf16* v, int64_t ld, const Reach& reach,
+                             int64_t dim, float* p, const float* delta, const BitWord* keep,
+                             float* ds) {
+  if (keep == nullptr) {
+    return ScoresTo(dyt, v, ld, reach, dim, ds, AsScoreGradients<float>{p, delta});
+  }
+  ScoresTo(dyt, v, ld, reach, dim, ds, AsKeptScoreGradients<float>{p, delta, keep, 0});
 }
 
 // a[i][j] += sum over keys [begin, end) of v[key][i] * p[key][vector j], for vectors from kFirst
@@ -305,6 +324,7 @@ inline const ProductTable<float, Bf16>& Products() {
       .transpose = TransposePairs,
       .summands = Summands,
       .scores = Scores,
+      .gradient_of_scores = GradientOfScores,
       .weights = Weights,
       .accumulate = Accumulate,
       .accumulate_visible = AccumulateVisible,

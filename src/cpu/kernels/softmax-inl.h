@@ -149,9 +149,8 @@ void ScoreGradients(T* HWY_RESTRICT p, T* HWY_RESTRICT dp, int64_t keys,
         g = hn::IfThenElseZero(kept, g);
         hn::Store(hn::IfThenElseZero(kept, weight), d, pn);
       }
-      auto ds = hn::Mul(weight, hn::Sub(g, hn::Load(d, delta + j)));
-      if (visible != nullptr) ds = hn::IfThenElseZero(RowsWithBit(d, visible + word + j, n), ds);
-      hn::Store(ds, d, dn);
+      const auto ds = hn::Mul(weight, hn::Sub(g, hn::Load(d, delta + j)));
+      hn::Store(hn::IfThenElseZero(RowsWithBit(d, visible + word + j, n), ds), d, dn);
     }
   }
 }

@@ -58,6 +58,7 @@ const KernelTable<T>& Table() {
                    .transpose = Transpose<T>,
                    .summands = PlainSummands<T>,
                    .scores = Scores<T>,
+                   .gradient_of_scores = GradientOfScores<T>,
                    .weights = PlainWeights<T>,
                    .accumulate = Accumulate<T>,
                    .accumulate_visible = AccumulateVisible<T>,

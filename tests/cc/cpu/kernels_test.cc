@@ -233,8 +233,7 @@ TYPED_TEST(Kernels, ProbabilitiesAreExpFromTheFirstNormalNumberOn) {
     const T inf = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
     const T special[] = {T{0}, -T{0}, -inf, nan, kLowest - 1, std::numeric_limits<T>::lowest()};
     std::copy(std::begin(special), std::end(special), x.data() + 3 * R);
-    Array<T> e((kCount + kKeyPadding) * R);
-    std::copy_n(x.data(), kCount * R, e.data());
+    Array<T> e = x.Copy();
     k.probabilities(e.data(), kCount, T{1}, max.data(), weight.data(), nullptr);
     constexpr double kUnit = std::numeric_limits<T>::epsilon() / 2;
     for (int64_t i = 0; i < kCount * R; ++i) {

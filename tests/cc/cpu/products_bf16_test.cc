@@ -149,6 +149,36 @@ TEST_P(ProductsBf16, ScoresAreDotProductsTimesTheSign) {
   }
 }
 
+TEST_P(ProductsBf16, GradientsOfScoresAreScoresThatGoOn) {
+  const Table& x = table();
+  const int64_t R = block_rows();
+  for (const auto& [keys, dim, vectors] : WholeTiles(kKeys, kDims)) {
+    const int64_t ld = RoundUp(dim, kRowPadding), size = (keys + kKeyPadding) * R;
+    const Reach reach = FullReach(vectors, keys);
+    Array<Bf16> dyt = RandomRows(ld, R, R), v = RandomRows(keys + kKeyPadding, dim, ld);
+    const int64_t words = (keys + kKeyPadding + kWordBits) / kWordBits * R;
+    Array<float> p(size), delta(R), dp(size), ds(size);
+    Array<BitWord> keep(words);
+    for (int64_t i = 0; i < size; ++i) p[i] = static_cast<float>(Random());
+    for (int64_t r = 0; r < R; ++r) delta[r] = static_cast<float>(Random());
+    for (int64_t i = 0; i < words; ++i) keep[i] = static_cast<BitWord>(engine_());
+    x.scores(dyt.data(), v.data(), ld, reach, dim, dp.data(), nullptr);
+    for (const bool drops : {false, true}) {
+      Array<float> kept = p.Copy();
+      x.gradient_of_scores(dyt.data(), v.data(), ld, reach, dim, kept.data(), delta.data(),
+                           drops ? keep.data() : nullptr, ds.data());
+      for (int64_t n = 0; n < keys; ++n) {
+        for (int64_t r = 0; r < vectors * R / kBlockVectors; ++r) {
+          const int64_t i = n * R + r;
+          const bool is_kept = !drops || (keep[n / kWordBits * R + r] >> (n % kWordBits) & 1) != 0;
+          ASSERT_EQ(ds[i], p[i] * ((is_kept ? dp[i] : 0.0f) - delta[r]));
+          ASSERT_EQ(kept[i], is_kept ? p[i] : 0.0f);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(ProductsBf16, AccumulateTakesRoundedWeights) {
   const Table& x = table();
   const int64_t R = block_rows();

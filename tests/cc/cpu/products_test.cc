@@ -73,6 +73,35 @@ TYPED_TEST(Products, ScoresAreDotProductsWithinReach) {
   }
 }
 
+TYPED_TEST(Products, GradientsOfScoresAreScoresThatGoOn) {
+  using T = TypeParam;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    const int64_t R = k.block_rows;
+    for (const auto& [keys, dim, vectors] : WholeTiles(kKeys, kDims)) {
+      const int64_t ld = RoundUp(dim, kRowPadding), size = (keys + kKeyPadding) * R;
+      const Reach reach = FullReach(vectors, keys);
+      Array<T> dyt = this->RandomArray(ld * R), v = this->RandomArray((keys + kKeyPadding) * ld);
+      Array<T> p = this->RandomArray(size), delta = this->RandomArray(R), dp(size), ds(size);
+      Array<BitWord> keep = this->RandomBits(keys + kKeyPadding, R);
+      k.products.scores(dyt.data(), v.data(), ld, reach, dim, dp.data(), nullptr);
+      for (const bool drops : {false, true}) {
+        Array<T> kept = p.Copy();
+        k.products.gradient_of_scores(dyt.data(), v.data(), ld, reach, dim, kept.data(),
+                                      delta.data(), drops ? keep.data() : nullptr, ds.data());
+        for (int64_t n = 0; n < keys; ++n) {
+          for (int64_t r = 0; r < vectors * k.lanes; ++r) {
+            const int64_t i = n * R + r;
+            const bool is_kept = !drops || this->Bit(keep, R, n, r);
+            ASSERT_EQ(ds[i], p[i] * ((is_kept ? dp[i] : T{0}) - delta[r]));
+            ASSERT_EQ(kept[i], is_kept ? p[i] : T{0});
+          }
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(Products, SumsOfVisiblePairsAreTheFastOnesBitForBit) {
   using T = TypeParam;
   for (const int64_t target : Targets()) {

@@ -35,4 +35,23 @@ inline std::vector<TileShape> TileShapes(std::span<const int64_t> keys,
   return all;
 }
 
+struct WholeTile {
+  int64_t keys;
+  int64_t dim;
+  int64_t vectors;  // of rows
+};
+
+inline std::vector<WholeTile> WholeTiles(std::span<const int64_t> keys,
+                                         std::span<const int64_t> dims) {
+  std::vector<WholeTile> all;
+  for (const int64_t n : keys) {
+    for (const int64_t dim : dims) {
+      for (int64_t vectors = 1; vectors <= kBlockVectors; ++vectors) {
+        all.push_back({n, dim, vectors});
+      }
+    }
+  }
+  return all;
+}
+
 }  // namespace fusion_attention::cpu
