@@ -119,9 +119,8 @@ def memory(case: Case, threads: int) -> dict[str, tuple[int, int]]:
     """Runs forward and backward once; for each, what inputs and outputs hold and the growth."""
     torch.set_num_threads(threads)
     small = case.shortened(2048)
-    Ours(
-        small, Inputs(small)
-    ).results()  # loads what is there once: code, threads, arenas, the mask
+    # Loads what is there once: code, threads, arenas, the mask.
+    Ours(small, Inputs(small)).results()
     before = _status_bytes("VmRSS")
     ours = Ours(case, Inputs(case))
     # The peak starts here: 16-bit inputs are drawn in fp32, which is no memory of the operator's.

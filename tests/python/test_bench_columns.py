@@ -22,8 +22,8 @@ def test_the_cpu_decides_which_column_of_musts_applies() -> None:
 
 
 def test_the_family_of_this_cpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    zen_2 = {"vendor_id": "AuthenticAMD", "cpu family": "23", "flags": "fma avx2"}
-    other = {"vendor_id": "GenuineIntel", "cpu family": "25", "flags": "fma avx2"}
+    zen_2 = {"vendor_id": "AuthenticAMD", "cpu family": "23"}
+    other = {"vendor_id": "GenuineIntel", "cpu family": "25"}
     for info, column in (
         (zen_2, "Ice Lake"), (zen_2 | {"cpu family": "25"}, "Zen 4"), (other, "Ice Lake"),
         ({}, "Ice Lake"), (other | {"flags": "avx512_bf16"}, "Ice Lake"),
