@@ -47,10 +47,10 @@ class ExpFloat {
     const V magic = hn::Set(d, 12582912.0f);
     const hn::RebindToSigned<D> di;
     const auto too_low = hn::Lt(x, lowest_);
-    const V y = hn::Mul(hn::IfThenElse(too_low, lowest_, x), log2e_);
-    const V shifted = hn::Add(y, magic);
+    const V in_range = hn::IfThenElse(too_low, lowest_, x);
+    const V shifted = hn::MulAdd(in_range, log2e_, magic);
     const V n = hn::Sub(shifted, magic);
-    const V p = Polynomial(hn::Sub(y, n));
+    const V p = Polynomial(hn::MulSub(in_range, log2e_, n));
     const auto exponent = hn::Add(hn::BitCast(di, shifted), hn::Set(di, 127));
     const V power = hn::BitCast(d, hn::ShiftLeft<23>(exponent));
     return hn::IfThenZeroElse(too_low, hn::Mul(p, power));

@@ -2,8 +2,9 @@
 // looking k up in two registers (vpermi2ps), and a product with 2^n (vscalefps).
 //
 // x log2 e is split into a multiple of 1/32 and a rest in [-1/64, 1/64], for which a polynomial of
-// degree 2 does: its relative error is 0.9 * 2^-24. Against a polynomial of degree 5 for a rest in
-// [-0.5, 0.5], a vector of weights takes 4.3 cycles of Zen 5 instead of 5.0.
+// degree 2 does: its relative error is 0.9 * 2^-24. With its maximum and sum a vector of weights
+// takes 4.7 cycles of Zen 5; 5.3 where the product with log2 e is rounded first, because additions
+// then wait for each other while multipliers are free; a polynomial of degree 5 takes 0.7 more.
 #if defined(FUSION_ATTENTION_EXP_AVX512_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FUSION_ATTENTION_EXP_AVX512_INL_H_
 #undef FUSION_ATTENTION_EXP_AVX512_INL_H_
@@ -49,8 +50,8 @@ class ExpFloat {
     return one[0];
   }
 
-  // Replaces each x by exp(x), all of them step by step: chains of ten dependent instructions side
-  // by side wait less than one after the other (four of them: 4.3 cycles each instead of 4.6).
+  // Replaces each x by exp(x), all of them step by step: chains of nine dependent instructions side
+  // by side wait less than one after the other (four of them: 4.7 cycles each; two: 5.0).
   template <int kCount>
   HWY_INLINE void operator()(D, V (&x)[kCount]) const {
     __mmask16 keep[kCount];
@@ -61,15 +62,11 @@ class ExpFloat {
       keep[i] = _mm512_cmp_ps_mask(x[i].raw, lowest_.raw, _CMP_NLT_UQ);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) x[i] = hn::Mul(x[i], log2e_);
-      // Adding 1.5 * 2^23 / 32 rounds to a multiple of 1/32 and leaves k in the sum's lowest bits,
-      // the only ones that the lookup reads. vscalefps takes the integer part of its exponent.
-#pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) shifted[i] = hn::Add(x[i], magic_);
+    for (int i = 0; i < kCount; ++i) shifted[i] = hn::MulAdd(x[i], log2e_, magic_);
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) n[i] = hn::Sub(shifted[i], magic_);
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; ++i) rest[i] = hn::Sub(x[i], n[i]);
+    for (int i = 0; i < kCount; ++i) rest[i] = hn::MulSub(x[i], log2e_, n[i]);
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
       x[i].raw = _mm512_permutex2var_ps(low_powers_.raw, _mm512_castps_si512(shifted[i].raw),

@@ -236,10 +236,11 @@ TYPED_TEST(Kernels, ProbabilitiesAreExpFromTheFirstNormalNumberOn) {
     Array<T> e = x.Copy();
     k.probabilities(e.data(), kCount, T{1}, max.data(), weight.data(), nullptr);
     constexpr double kUnit = std::numeric_limits<T>::epsilon() / 2;
+    const double growth = sizeof(T) == 4 && target != HWY_SSE4 ? 0.25 : 1.25;
     for (int64_t i = 0; i < kCount * R; ++i) {
       if (i >= 3 * R && i < 3 * R + 6) continue;
       const double exact = std::exp(static_cast<double>(x[i]));
-      ASSERT_NEAR(e[i], exact, (2.6 + 1.25 * std::abs(x[i])) * kUnit * exact) << x[i];
+      ASSERT_NEAR(e[i], exact, (2.6 + growth * std::abs(x[i])) * kUnit * exact) << x[i];
     }
     const T* s = e.data() + 3 * R;
     EXPECT_EQ(s[0], 1);
