@@ -20,8 +20,9 @@ struct ForwardPiece {
 
 class ForwardPieces {
  public:
-  // Most blocks of a piece: more would save little packing and cost L2.
-  static constexpr int64_t kMaxBlocks = 16;
+  // Most blocks of a piece: all of them take turns at a tile of packed keys. Against 16 of them,
+  // forward x 1.007 at 64 channels and x 1.028 at 256; against 128, x 1.00.
+  static constexpr int64_t kMaxBlocks = 64;
 
   // `block_rows` and `block_bytes`: query rows of a block, and the bytes of its query and output.
   ForwardPieces(const Problem& problem, int64_t block_rows, int64_t block_bytes, int64_t workers);
@@ -40,6 +41,7 @@ class ForwardPieces {
   std::vector<ForwardPiece> pieces_;
 
   std::vector<ForwardPiece> PiecesFor(int64_t most_blocks, int64_t workers) const;
+  int64_t BlocksOf(int64_t sequence) const;
   std::vector<ForwardPiece> Cut(int64_t most_blocks) const;
   int64_t Cost(const ForwardPiece& piece) const;
   int64_t SortLongestFirst(std::vector<ForwardPiece>& pieces, int64_t workers) const;
