@@ -330,6 +330,10 @@ def _against_torch() -> Iterable[Target]:
         (Case(64, Mask("band", 512)).with_tokens(8192), ("forward", "training"), 1),
         (_packed(64, CAUSAL), ("forward", "training"), 1),
         (Case(64, q_heads=8, kv_heads=1), ("forward", "training"), None),
+        # What people train in.
+        (Case(64, keep_prob=0.9, dtype=torch.bfloat16), ("training",), None),
+        (Case(64, bias="learned", dtype=torch.bfloat16), ("training",), None),
+        (Case(64, q_heads=8, kv_heads=1, dtype=torch.bfloat16), ("forward", "training"), None),
     )
     for case, directions, heads in unfused:
         for direction in directions:
