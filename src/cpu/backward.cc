@@ -67,7 +67,7 @@ class BackwardPass {
 
   void Run() {
     AllocateCarry();
-    const Pass pass(job_, products_, args_, carry_, dpse_);
+    const Pass pass(job_, products_, args_, carry_, reinterpret_cast<T*>(deltas_.get()), dpse_);
     Arena size;
     ColumnScratch<T, Operand>(size, job_, products_, columns_);
     WorkerScratch scratch(std::clamp<int64_t>(columns_.pieces(), 1, workers_), size.bytes());
@@ -99,16 +99,19 @@ class BackwardPass {
     return dpse.across_rows() ? Undivided::kGrid : Undivided::kColumn;
   }
 
-  // dQ between columns: in the output itself where that has the arithmetic type, else in a private
-  // copy.
+  // What columns hand on: delta, and dQ in the output itself where that has the arithmetic type,
+  // else in a private copy.
   void AllocateCarry() {
+    constexpr auto kSize = static_cast<int64_t>(sizeof(T));
     carry_ = {args_.dq, args_.dq_rope};
-    if (SizeOf(args_.dq.dtype) == static_cast<int64_t>(sizeof(T)) || !columns_.carries()) return;
+    if (!columns_.carries()) return;
     const Problem& p = job_.problem;
     const bool packed = p.layout == Layout::kTND;
+    const int64_t rows = (packed ? 1 : p.batch) * p.q_heads * p.q_len;
+    deltas_ = AllocateBuffer(rows * kSize);
+    if (SizeOf(args_.dq.dtype) == kSize) return;
     const int64_t head = p.q_len * p.score_dim();
-    carry_memory_ =
-        AllocateBuffer((packed ? 1 : p.batch) * p.q_heads * head * static_cast<int64_t>(sizeof(T)));
+    carry_memory_ = AllocateBuffer(rows * p.score_dim() * kSize);
     T* own = reinterpret_cast<T*>(carry_memory_.get());
     T* rope = p.rope_dim > 0 ? own + p.head_dim : nullptr;
     const Strides strides{packed ? 0 : p.q_heads * head, head, p.score_dim(), 1};
@@ -161,6 +164,7 @@ class BackwardPass {
   Progress progress_;
   RopedView<void> carry_;
   Buffer carry_memory_;
+  Buffer deltas_;
 };
 
 template <typename T, typename Operand>

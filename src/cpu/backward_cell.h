@@ -75,9 +75,11 @@ class CellPass {
   using Scratch = CellScratch<T, Operand>;
 
   // `carry` holds dQ between the cells of a row; the same as args.dq unless that has 16 bits.
+  // `deltas` holds delta of every row from its first cell on, so that the others need not read the
+  // output: null where rows have one cell.
   CellPass(const Job<T>& job, const Products& products, const BackwardArgs& args,
-           const RopedView<void>& carry, const PseGradient<T>& dpse)
-      : job_(job), products_(products), args_(args), carry_(carry), dpse_(dpse) {}
+           const RopedView<void>& carry, T* deltas, const PseGradient<T>& dpse)
+      : job_(job), products_(products), args_(args), carry_(carry), deltas_(deltas), dpse_(dpse) {}
 
   // dk and dv: the cell's keys, packed.
   void Run(const Cell& cell, Scratch& s, T* dk, T* dv) const {
@@ -136,7 +138,6 @@ class CellPass {
 
   void LoadBlock(const Cell& cell, int64_t b, Scratch& s) const {
     const Problem& p = job_.problem;
-    const KernelTable<T>& k = job_.k;
     const Span rows = RowsOfBlock(cell, b);
     const int64_t token = cell.sequence.q_begin + rows.begin;
     const int64_t at = b * job_.rows;
@@ -156,15 +157,8 @@ class CellPass {
                         s.dyt + at * job_.value_ld);
     products_.summands(q, job_.key_ld, rows.size(), s.q + at * job_.key_ld);
     products_.summands(dy, job_.value_ld, rows.size(), s.dy + at * job_.value_ld);
-    k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(),
-           p.value_dim, s.out, job_.value_ld);
-    const T* dout = s.dout;
-    if constexpr (kPlain) {
-      dout = dy;
-    } else {
-      k.pack(gradient, rows.size(), p.value_dim, s.dout, job_.value_ld);
-    }
-    k.deltas(s.out, dout, job_.value_ld, rows.size(), p.value_dim, s.delta + at);
+    const bool first = cell.first_keys || deltas_ == nullptr;
+    if (first) FindDeltas(cell, rows, gradient, dy, s, s.delta + at);
     s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
       const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
@@ -172,9 +166,31 @@ class CellPass {
       // With the factor of dropout in each row's weight, P (keep dP factor - delta) is
       // P factor (keep dP - delta / factor): nothing is left to multiply a pair with.
       s.weight[at + r] = job_.keep_factor / static_cast<T>(args_.softmax_sum[index]);
-      s.delta[at + r] /= job_.keep_factor;
+      if (first) s.delta[at + r] /= job_.keep_factor;
+      if (deltas_ != nullptr) {
+        T& kept = deltas_[index / 8];  // rows are numbered as their statistics are
+        if (first) kept = s.delta[at + r];
+        s.delta[at + r] = kept;
+      }
       s.blind[b] |= IsBlind(s.max[at + r]);
     }
+  }
+
+  // delta = rowsum(dO * O) of a block, from its rows in the arithmetic type.
+  void FindDeltas(const Cell& cell, Span rows, const SourceRows& gradient,
+                  [[maybe_unused]] const Operand* dy, Scratch& s, T* delta) const {
+    const KernelTable<T>& k = job_.k;
+    const int64_t channels = job_.problem.value_dim;
+    const int64_t token = cell.sequence.q_begin + rows.begin;
+    k.pack(RowsAt(args_.attention_in, cell.sequence.batch, cell.head, token), rows.size(), channels,
+           s.out, job_.value_ld);
+    const T* dout = s.dout;
+    if constexpr (kPlainOperands<T, Operand>) {
+      dout = dy;
+    } else {
+      k.pack(gradient, rows.size(), channels, s.dout, job_.value_ld);
+    }
+    k.deltas(s.out, dout, job_.value_ld, rows.size(), channels, delta);
   }
 
   // What the forward pass reports for a row that sees no key, or whose visible scores all are -inf.
@@ -273,6 +289,7 @@ class CellPass {
   const Products& products_;
   const BackwardArgs& args_;
   RopedView<void> carry_;
+  T* deltas_;
   const PseGradient<T>& dpse_;
 };
 
