@@ -84,12 +84,11 @@ BackwardColumns::BackwardColumns(const Problem& problem, const GridSizes& sizes,
   const bool whole = workers == 1 || even || remaining == 0 || undivided != Undivided::kColumn;
   int64_t blocks = (LongestQuery(problem) + sizes.block_rows - 1) / sizes.block_rows;
   if (!whole) {
-    // Workers on one grid follow each other at a distance of a segment: at most a tenth, for two
-    // of them, of the rows that see a key.
+    // Workers on one grid follow each other at a distance of a segment: at most an eighth, for two
+    // of them, of the rows. Smaller segments pack every tile of keys more often.
     const Grid& largest = grids.front();
-    const int64_t keys = std::max<int64_t>(problem.SequenceAt(largest.sequence).kv_len, 1);
-    blocks =
-        largest.pairs / keys / (5 * Sharing(largest.pairs, remaining, workers) * sizes.block_rows);
+    blocks = problem.group() * problem.SequenceAt(largest.sequence).q_len /
+             (4 * Sharing(largest.pairs, remaining, workers) * sizes.block_rows);
   }
   segment_rows_ = std::clamp<int64_t>(blocks, 1, sizes.most_blocks) * sizes.block_rows;
 
