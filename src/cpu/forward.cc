@@ -141,8 +141,8 @@ class ForwardPass {
               scratch.tile_max);
     }
     if (tile.partial) k.mask(scratch.scores, scratch.tile.visible, keys, scratch.tile_max);
-    const bool rescale = k.online_softmax(scratch.scores, keys, job_.magnitude, scratch.tile_max,
-                                          block.m, block.l, scratch.alpha);
+    const bool rescale = k.online_softmax(scratch.scores, keys, block.rows.size(), job_.magnitude,
+                                          scratch.tile_max, block.m, block.l, scratch.alpha);
     if (p.dropout != DropoutKind::kNone) {
       ReadKeep(job_, s, block.head, block.rows, tile.keys, scratch.tile);
       k.drop(scratch.scores, scratch.tile.keep, keys);

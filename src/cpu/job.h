@@ -37,8 +37,8 @@ struct Job {
         k(kernels),
         mask(p, in.atten_mask, kernels.hide_masked),
         rows(kernels.block_rows),
-        tile_keys(
-            std::min(TileKeys(p.score_dim()), RoundUp(std::max<int64_t>(p.kv_len, 1), kWordBits))),
+        tile_keys(std::min(TileKeys(p.score_dim()),
+                           RoundUp(std::max<int64_t>(p.kv_len, 1), kKeyPadding))),
         key_ld(RoundUp(p.score_dim(), kRowPadding)),
         value_ld(RoundUp(p.value_dim, kRowPadding)),
         scale(static_cast<T>(p.scale)),

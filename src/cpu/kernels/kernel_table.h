@@ -47,12 +47,13 @@ struct KernelTable {
                       int64_t block_rows, BitWord* bits);
   // s = visible ? s : -inf; tile_max anew.
   void (*mask)(T* s, const BitWord* visible, int64_t keys, T* tile_max);
-  // One step of the online softmax: with t = s * scale,
+  // One step of the online softmax for rows up to the next whole vector: with t = s * scale,
   //   m' = max(m, scale * tile_max); s = exp(t - m'); alpha = exp(m - m'); l = l * alpha + sum of
   //   s; m = m'.
   // -inf scores give exactly 0, also while m is still -inf. Returns whether any alpha differs
   // from 1.
-  bool (*online_softmax)(T* s, int64_t keys, T scale, const T* tile_max, T* m, T* l, T* alpha);
+  bool (*online_softmax)(T* s, int64_t keys, int64_t rows, T scale, const T* tile_max, T* m, T* l,
+                         T* alpha);
   // p = keep ? p : 0.
   void (*drop)(T* p, const BitWord* keep, int64_t keys);
   // out[r] = sum over c of o[r][c] * dy[r][c]. An output of exactly 0 adds nothing, even where dy

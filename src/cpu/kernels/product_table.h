@@ -37,8 +37,8 @@ struct ProductTable {
   // dst[r][c] = src(r, c), zeros from `dim` to `ld`. Returns whether all values are finite.
   bool (*pack)(const SourceRows& src, int64_t rows, int64_t dim, Operand* dst, int64_t ld);
   // Packed rows times `sign` (1, -1 or 0) in the layout that `scores` wants of a query; absent
-  // rows, up to block_rows, become 0. Reads src, and writes dst, up to the next multiple of 8
-  // channels.
+  // rows, up to the next whole vector, become 0. Reads src, and writes dst, up to the next multiple
+  // of 8 channels.
   void (*transpose)(const Operand* src, int64_t ld, int64_t rows, int64_t dim, T sign,
                     Operand* dst);
   // Packed rows as summands, the layout for products that sum over rows: in dst, or, if operands

@@ -33,8 +33,9 @@ HWY_INLINE void InFours(int64_t keys, const Weigh& weigh) {
 }
 
 template <typename T>
-bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRICT tile_max,
-                   T* HWY_RESTRICT m, T* HWY_RESTRICT l, T* HWY_RESTRICT alpha) {
+bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, int64_t rows, T scale,
+                   const T* HWY_RESTRICT tile_max, T* HWY_RESTRICT m, T* HWY_RESTRICT l,
+                   T* HWY_RESTRICT alpha) {
   const hn::ScalableTag<T> d;
   using V = hn::Vec<decltype(d)>;
   const int64_t lanes = hn::Lanes(d);
@@ -45,7 +46,7 @@ bool OnlineSoftmax(T* HWY_RESTRICT s, int64_t keys, T scale, const T* HWY_RESTRI
   const auto one = hn::Set(d, T{1});
   bool rescale = false;
   // t - max is formed from rounded t, as the definition has it: the largest score gives exactly 1.
-  for (int64_t j = 0; j < block_rows; j += lanes) {
+  for (int64_t j = 0; j < rows; j += lanes) {
     const auto old_max = hn::Load(d, m + j);
     const auto new_max = hn::Max(old_max, hn::Mul(hn::Load(d, tile_max + j), factor));
     // While no key has been seen the maximum is -inf; subtracting 0 instead keeps -inf - -inf away.

@@ -75,7 +75,7 @@ HWY_INLINE void TransposeRows(const T* HWY_RESTRICT src, int64_t ld, int64_t row
   const int64_t lanes = hn::Lanes(d);
   const int64_t block_rows = kBlockVectors * lanes;
   HWY_ALIGN T some[hn::MaxLanes(d) * kSide<T>];
-  for (int64_t r = 0; r < block_rows; r += lanes) {
+  for (int64_t r = 0; r < rows; r += lanes) {
     for (int64_t c = 0; c < dim; c += kSide<T>) {
       const T* from = src + r * ld + c;
       int64_t stride = ld;

@@ -184,14 +184,14 @@ TYPED_TEST(Kernels, SoftmaxInTwoStepsEqualsTheDefinition) {
     std::copy_n(second.data(), kCount * R, s2.data());
     std::fill_n(m.data(), R, -std::numeric_limits<T>::infinity());
     k.mask(s1.data(), visible.data(), kCount, max.data());
-    k.online_softmax(s1.data(), kCount, T{3}, max.data(), m.data(), l.data(), alpha.data());
+    k.online_softmax(s1.data(), kCount, R, T{3}, max.data(), m.data(), l.data(), alpha.data());
     EXPECT_EQ(l[2], T{0});
     for (int64_t r = 0; r < R; ++r) {
       T largest = second[r];
       for (int64_t n = 1; n < kCount; ++n) largest = std::max(largest, second[n * R + r]);
       max[r] = largest;
     }
-    k.online_softmax(s2.data(), kCount, T{3}, max.data(), m.data(), l.data(), alpha.data());
+    k.online_softmax(s2.data(), kCount, R, T{3}, max.data(), m.data(), l.data(), alpha.data());
     for (int64_t r = 0; r < R; ++r) {
       double largest = -INFINITY, sum = 0;
       for (int64_t n = 0; n < kCount; ++n) {
