@@ -5,12 +5,10 @@ What they share with the other functions of the family is in _entry.py.
 
 from torch import Tensor
 
-from fusion_attention import _entry, _plain, _vendor
+from fusion_attention import _entry, _observers, _plain, _vendor
 from fusion_attention._arguments import UNLIMITED, Integers
-from fusion_attention._observers import observed
 
 
-@observed
 def npu_fusion_attention(
     query: Tensor,
     key: Tensor,
@@ -112,6 +110,8 @@ def npu_fusion_attention(
         >>> out.shape
         torch.Size([2, 8, 256, 64])
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention", locals())
     plain = _plain.attention(
@@ -130,7 +130,6 @@ def npu_fusion_attention(
     return _entry.forward(given, seed, offset)
 
 
-@observed
 def npu_fusion_attention_grad(
     query: Tensor,
     key: Tensor,
@@ -224,6 +223,8 @@ def npu_fusion_attention_grad(
         >>> dq.shape, dpse
         (torch.Size([1, 4, 128, 64]), None)
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention_grad, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_grad", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, dropout_mask, None, None)

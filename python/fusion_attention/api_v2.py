@@ -6,12 +6,10 @@ What they share with the other functions of the family is in _entry.py.
 from torch import Tensor
 
 from fusion_attention import _arguments as arg
-from fusion_attention import _entry, _plain, _vendor
+from fusion_attention import _entry, _observers, _plain, _vendor
 from fusion_attention._arguments import UNLIMITED, Arguments, Integers
-from fusion_attention._observers import observed
 
 
-@observed
 def npu_fusion_attention_v2(
     query: Tensor,
     key: Tensor,
@@ -129,6 +127,8 @@ def npu_fusion_attention_v2(
         >>> out.shape
         torch.Size([1, 4, 256, 64])
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention_v2, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_v2", locals())
     plain = _plain.attention(
@@ -151,7 +151,6 @@ def npu_fusion_attention_v2(
     return _entry.forward(given, seed, offset)
 
 
-@observed
 def npu_fusion_attention_grad_v2(
     query: Tensor,
     key: Tensor,
@@ -256,6 +255,8 @@ def npu_fusion_attention_grad_v2(
         >>> dslopes.shape, dq_rope
         (torch.Size([2]), None)
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention_grad_v2, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_grad_v2", locals())
     given = _arguments(

@@ -6,12 +6,10 @@ What they share with the other functions of the family is in _entry.py.
 import torch
 from torch import Tensor
 
-from fusion_attention import _autograd, _entry, _plain, _random, _vendor
+from fusion_attention import _autograd, _entry, _observers, _plain, _random, _vendor
 from fusion_attention._arguments import UNLIMITED, Integers
-from fusion_attention._observers import observed
 
 
-@observed
 def npu_fusion_attention_v3(
     query: Tensor,
     key: Tensor,
@@ -96,6 +94,8 @@ def npu_fusion_attention_v3(
         >>> out.shape, seed
         (torch.Size([9, 4, 64]), tensor([0]))
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention_v3, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_v3", locals())
     plain = _plain.attention(
@@ -126,7 +126,6 @@ def _no_pair() -> tuple[Tensor, Tensor]:
     return torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
 
 
-@observed
 def npu_fusion_attention_grad_v3(
     query: Tensor,
     key: Tensor,
@@ -217,6 +216,8 @@ def npu_fusion_attention_grad_v3(
         >>> dq.shape, dpse
         (torch.Size([1, 4, 128, 64]), None)
     """
+    if _observers.watching and _observers.outermost():
+        return _observers.show(npu_fusion_attention_grad_v3, locals())
     if _vendor.is_npu(query):
         return _vendor.call("npu_fusion_attention_grad_v3", locals())
     tensors = (query, key, value, pse, padding_mask, atten_mask, sink, None, None, None)

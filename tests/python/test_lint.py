@@ -360,7 +360,7 @@ def test_error_raises_for_what_is_wrong_and_warns_of_risks(linter: Any) -> None:
 def test_off_means_that_nobody_observes(linter: Any) -> None:
     linter("warn")
     linter("off")
-    assert fusion_attention._observers._observers == ()
+    assert fusion_attention._observers.watching == ()
     with pytest.raises(FeatureError, match="expected off, warn or error"):
         linter("loud")
 

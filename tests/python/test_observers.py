@@ -63,7 +63,7 @@ def test_observers_of_many_threads_come_and_go() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(usual)
-    assert _observers._observers == ()
+    assert _observers.watching == ()
 
 
 def test_a_call_that_raises_does_not_hide_the_next_one() -> None:

@@ -5,7 +5,6 @@ of a value; `refusal` asks the function itself what it thinks of the call.
 """
 
 import functools
-import inspect
 import math
 import operator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fusion_attention import _arguments as arg
-from fusion_attention import _entry, _library, _vendor
+from fusion_attention import _entry, _library, _observers, _vendor
 from fusion_attention._call import Call
 from fusion_attention._errors import FeatureError
 
@@ -145,7 +144,7 @@ def read(call: Call) -> Reading:
 def refusal(reading: Reading) -> Exception | None:
     """Returns the error with which the function would refuse this call, or None."""
     package = __import__(__package__.partition(".")[0])
-    function = inspect.unwrap(getattr(package, reading.call.function))  # observers see no stand-ins
+    function = getattr(package, reading.call.function)
     dtypes = _dtypes(reading)
     given = dict(reading.call.arguments)
     for name, value in given.items():
@@ -154,7 +153,8 @@ def refusal(reading: Reading) -> Exception | None:
     # What a stand-in hides: kinds of tensors, and devices. A meta tensor stands for one on the CPU.
     tensors = [reading[name] for name in arg.TENSOR_NAMES]
     real = [_stand_in(x, x.dtype, "cpu") if _is_meta(x) else x for x in tensors]
-    with torch.no_grad(), _disable_current_modes():
+    # Observers see no stand-ins.
+    with torch.no_grad(), _disable_current_modes(), _observers.unseen():
         try:
             if not _vendor.is_npu(real[0]):
                 arg.check_tensors(arg.TENSOR_NAMES, real)
