@@ -102,26 +102,14 @@ std::string FactsOf(const Plan& plan) {
   return facts.text();
 }
 
-Tensor NewTable(int64_t rows, int64_t columns) {
-  const std::array<int64_t, 2> shape = {rows, columns};
-  const std::array<int64_t, 2> strides = {columns, 1};
-  AtenTensorHandle handle = nullptr;
-  if (aoti_torch_empty_strided(2, shape.data(), strides.data(), aoti_torch_dtype_int64(),
-                               aoti_torch_device_type_cpu(), 0, &handle) != TORCH_SUCCESS) {
-    Raise({StatusCode::kResourceExhausted,
-           "npu_fusion_attention: could not allocate the report of a call."});
-  }
-  return Tensor(handle);
-}
-
 constexpr int64_t kColumns = 10;
 
-Tensor SequencesOf(const Problem& problem) {
+OwnedTensor SequencesOf(const Problem& problem) {
   // Without a prefix the sequences of a dense layout differ in nothing but their index.
   const bool alike = problem.layout != Layout::kTND && problem.mask.prefix.empty();
   const int64_t rows = alike ? std::min<int64_t>(problem.batch, 1) : problem.sequences();
-  Tensor table = NewTable(rows, kColumns);
-  auto* cell = static_cast<int64_t*>(table.mutable_data_ptr());
+  OwnedTensor table = NewInts({rows, kColumns});
+  int64_t* cell = MutableInts(table);
   for (int64_t index = 0; index < rows; ++index) {
     const Sequence s = problem.SequenceAt(index);
     const RowIntervals keys = problem.IntervalsOf(s);
@@ -166,10 +154,9 @@ void Describe(StableIValue* stack, uint64_t, uint64_t) {
   Stack input(stack);
   const Arguments arguments = input.TakeArguments();
   const GradTensors grad = input.TakeGradTensors();
-  const Plan plan = PlanFor(arguments, grad.dy ? &grad : nullptr);
-  Tensor sequences = SequencesOf(plan.problem());
-  stack[0] = torch::stable::detail::from<Tensor>(std::move(sequences));
-  ReturnText(stack + 1, FactsOf(plan));
+  const std::shared_ptr<const Plan> plan = PlanFor(arguments, grad.dy ? &grad : nullptr);
+  Return(stack, SequencesOf(plan->problem()));
+  ReturnText(stack + 1, FactsOf(*plan));
 }
 
 void RowKeys(StableIValue* stack, uint64_t, uint64_t) {
@@ -181,13 +168,13 @@ void RowKeys(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t q_len = cell[3];
   const RowIntervals keys = {
       .begin_offset = cell[7], .end_offset = cell[8], .prefix = cell[9], .kv_len = cell[5]};
-  Tensor table = NewTable(q_len, 2);
-  auto* out = static_cast<int64_t*>(table.mutable_data_ptr());
+  OwnedTensor table = NewInts({q_len, 2});
+  int64_t* out = MutableInts(table);
   for (int64_t row = 0; row < q_len; ++row) {
     *out++ = keys.Begin(row);
     *out++ = keys.End(row);
   }
-  *stack = torch::stable::detail::from<Tensor>(std::move(table));
+  Return(stack, std::move(table));
 }
 
 }  // namespace fusion_attention::torch_front_end

@@ -16,11 +16,28 @@
   "int sparse_mode, str softmax_layout, int pse_type, int[]? q_start_idx, int[]? kv_start_idx, " \
   "int version"
 
-// As Stack::TakePlainArguments() does.
-#define FUSION_ATTENTION_PLAIN_ARGUMENTS                                                         \
-  "Tensor query, Tensor key, Tensor value, Tensor? atten_mask, int head_num, str input_layout, " \
-  "float scale, int sparse_mode, int pre_tockens=2147483647, int next_tockens=2147483647, "      \
-  "int[]? actual_seq_qlen=None, int[]? actual_seq_kvlen=None"
+// Plain calls have operators for each layout, and only those of TND have lengths: an argument that
+// is not there costs nothing. As Stack::TakePlainArguments() takes the others off the stack.
+#define FUSION_ATTENTION_PLAIN_ARGUMENTS(lengths)                               \
+  "Tensor query, Tensor key, Tensor value, int head_num, float scale, " lengths \
+  "Tensor? atten_mask=None, int sparse_mode=0, int pre_tockens=2147483647, "    \
+  "int next_tockens=2147483647"
+#define FUSION_ATTENTION_PLAIN_RESULTS \
+  "(Tensor out, Tensor softmax_max, Tensor softmax_sum, Tensor softmax_in, int numels)"
+#define FUSION_ATTENTION_DEFINE_PLAIN(layout, lengths)                      \
+  library.def("forward_plain_" layout "(" FUSION_ATTENTION_PLAIN_ARGUMENTS( \
+      lengths) ") -> " FUSION_ATTENTION_PLAIN_RESULTS);                     \
+  library.def("backward_plain_" layout                                      \
+              "(Tensor dy, Tensor softmax_max, Tensor softmax_sum, Tensor " \
+              "attention_in, " FUSION_ATTENTION_PLAIN_ARGUMENTS(            \
+                  lengths) ") -> (Tensor dq, Tensor dk, Tensor dv)")
+#define FUSION_ATTENTION_IMPLEMENT_PLAIN(layout)                                       \
+  library.impl("forward_plain_" layout, [](StableIValue* stack, uint64_t, uint64_t) {  \
+    fusion_attention::torch_front_end::ForwardPlain(layout, stack);                    \
+  });                                                                                  \
+  library.impl("backward_plain_" layout, [](StableIValue* stack, uint64_t, uint64_t) { \
+    fusion_attention::torch_front_end::BackwardPlain(layout, stack);                   \
+  })
 
 #define FUSION_ATTENTION_CHECKED \
   FUSION_ATTENTION_ARGUMENTS     \
@@ -35,12 +52,11 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
               "int numels, Tensor? seed, Tensor? offset, bool wants_dpse, bool wants_dsink) "
               "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dpse, Tensor dsink, Tensor dq_rope, "
               "Tensor dk_rope)");
-  library.def("forward.plain(" FUSION_ATTENTION_PLAIN_ARGUMENTS
-              ") -> (Tensor out, Tensor softmax_max, Tensor softmax_sum, Tensor softmax_in, "
-              "int numels)");
-  library.def(
-      "backward.plain(Tensor dy, Tensor softmax_max, Tensor softmax_sum, Tensor "
-      "attention_in, " FUSION_ATTENTION_PLAIN_ARGUMENTS ") -> (Tensor dq, Tensor dk, Tensor dv)");
+  FUSION_ATTENTION_DEFINE_PLAIN("BSH", "");
+  FUSION_ATTENTION_DEFINE_PLAIN("SBH", "");
+  FUSION_ATTENTION_DEFINE_PLAIN("BNSD", "");
+  FUSION_ATTENTION_DEFINE_PLAIN("BSND", "");
+  FUSION_ATTENTION_DEFINE_PLAIN("TND", "int[] actual_seq_qlen, int[] actual_seq_kvlen, ");
   library.def("check(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def("check_shapes(" FUSION_ATTENTION_CHECKED ") -> Tensor");
   library.def(
@@ -57,8 +73,11 @@ STABLE_TORCH_LIBRARY(fusion_attention, library) {
 STABLE_TORCH_LIBRARY_IMPL(fusion_attention, CPU, library) {
   library.impl("forward", &fusion_attention::torch_front_end::Forward);
   library.impl("backward", &fusion_attention::torch_front_end::Backward);
-  library.impl("forward.plain", &fusion_attention::torch_front_end::ForwardPlain);
-  library.impl("backward.plain", &fusion_attention::torch_front_end::BackwardPlain);
+  FUSION_ATTENTION_IMPLEMENT_PLAIN("BSH");
+  FUSION_ATTENTION_IMPLEMENT_PLAIN("SBH");
+  FUSION_ATTENTION_IMPLEMENT_PLAIN("BNSD");
+  FUSION_ATTENTION_IMPLEMENT_PLAIN("BSND");
+  FUSION_ATTENTION_IMPLEMENT_PLAIN("TND");
   library.impl("check", &fusion_attention::torch_front_end::Check);
   library.impl("dropout_mask", &fusion_attention::torch_front_end::DropoutMask);
 }

@@ -15,6 +15,8 @@ namespace fusion_attention {
 struct TensorSpec {
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
+
+  bool operator==(const TensorSpec&) const = default;
 };
 
 // What only the gradient entry has: npu_fusion_attention_grad's extra arguments.
@@ -25,6 +27,8 @@ struct GradCall {
   TensorSpec attention_in;
   std::optional<int64_t>
       numels;  // absent, 0, or the number of dropout elements of the forward call
+
+  bool operator==(const GradCall&) const = default;
 };
 
 struct Call {
@@ -56,6 +60,8 @@ struct Call {
   std::optional<std::vector<int64_t>> kv_start_idx;  // ... and of key 0
 
   std::optional<GradCall> grad;  // present for the gradient entry
+
+  bool operator==(const Call&) const = default;
 };
 
 }  // namespace fusion_attention

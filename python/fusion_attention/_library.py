@@ -86,13 +86,20 @@ dropout_mask = translated(torch.ops.fusion_attention.dropout_mask.default)
 describe = translated(torch.ops.fusion_attention.describe.default)
 row_keys = translated(torch.ops.fusion_attention.row_keys.default)
 
-# The plain overloads (_plain.py) are for the usual case alone. In all others they have a kernel
-# that refuses, so that the usual one need not ask: jit.trace, torch.func, and modes and subclasses
-# that dispatch. Modes of torch functions see the overload; they get the same results.
-_plain = torch.library.Library("fusion_attention", "FRAGMENT")
-for _name in ("forward.plain", "backward.plain"):
-    for _key in ("Tracer", "FuncTorchDynamicLayerFrontMode", "Python"):
-        _plain.impl(_name, _refuse, _key)
-# Without the call of an OpOverload around them: 0.3 us.
-forward_plain = torch.ops.fusion_attention.forward.plain._op
-backward_plain = translated(torch.ops.fusion_attention.backward.plain._op)
+# The plain operators (_plain.py), two for each layout, are for the usual case alone. In all others
+# they have a kernel that refuses, so that the usual one need not ask: meta tensors, autocast,
+# jit.trace, torch.func, and modes and subclasses that dispatch. Modes of torch functions see the
+# operator; they get the same results.
+_REFUSED = ("Meta", "Tracer", "FuncTorchDynamicLayerFrontMode", "Python")
+_fragment = torch.library.Library("fusion_attention", "FRAGMENT")
+
+
+def _plain(name: str, refused: tuple[str, ...]) -> Callable[..., Any]:
+    for key in refused:
+        _fragment.impl(name, _refuse, key)
+    return getattr(torch.ops.fusion_attention, name).default._op  # the overload's call costs 0.3 us
+
+
+_LAYOUTS = ("BSH", "SBH", "BNSD", "BSND", "TND")
+forward_plain = {x: _plain(f"forward_plain_{x}", (*_REFUSED, "AutocastCPU")) for x in _LAYOUTS}
+backward_plain = {x: translated(_plain(f"backward_plain_{x}", _REFUSED)) for x in _LAYOUTS}

@@ -117,7 +117,7 @@ def npu_fusion_attention(
     plain = _plain.attention(
         query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tockens,
         next_tockens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
-        (pse, padding_mask, prefix, sink, dropout_mask),
+        pse is padding_mask is prefix is sink is dropout_mask is None,
     )  # fmt: skip
     if plain is not None:
         out, softmax_max, softmax_sum, softmax_in, numels = plain

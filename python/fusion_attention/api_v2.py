@@ -134,8 +134,8 @@ def npu_fusion_attention_v2(
     plain = _plain.attention(
         query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tokens,
         next_tokens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
-        (pse, padding_mask, query_rope, key_rope, prefix, q_start_idx, kv_start_idx, sink,
-         dropout_mask),
+        pse is padding_mask is query_rope is key_rope is prefix is None
+        and q_start_idx is kv_start_idx is sink is dropout_mask is None,
         pse_type,
     )  # fmt: skip
     if plain is not None:

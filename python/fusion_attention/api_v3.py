@@ -101,7 +101,7 @@ def npu_fusion_attention_v3(
     plain = _plain.attention(
         query, key, value, atten_mask, head_num, input_layout, scale, sparse_mode, pre_tockens,
         next_tockens, actual_seq_qlen, actual_seq_kvlen, keep_prob, inner_precise, softmax_layout,
-        (pse, padding_mask, prefix, sink),
+        pse is padding_mask is prefix is sink is None,
     )  # fmt: skip
     if plain is not None:
         return *plain[:4], *_no_pair()

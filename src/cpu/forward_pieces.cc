@@ -52,6 +52,7 @@ int64_t ForwardPieces::BlocksOf(int64_t sequence) const {
 std::vector<ForwardPiece> ForwardPieces::Cut(int64_t most_blocks) const {
   const Problem& p = problem_;
   std::vector<ForwardPiece> pieces;
+  pieces.reserve(static_cast<size_t>(p.sequences() * p.kv_heads));
   for (int64_t s = 0; s < p.sequences(); ++s) {
     const int64_t blocks = BlocksOf(s);
     const int64_t count = (blocks + most_blocks - 1) / most_blocks;

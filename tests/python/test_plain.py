@@ -1,5 +1,6 @@
 """The short way of plain calls: who takes it, and that it gives what the general way gives."""
 
+import threading
 from collections.abc import Callable
 from copy import copy
 from typing import Any
@@ -199,7 +200,7 @@ def test_modes_and_transforms_see_the_general_operator() -> None:
     graph = make_fx(function)(query)
     targets = [node.target for node in graph.graph.nodes]
     assert torch.ops.fusion_attention.forward.default in targets
-    assert torch.ops.fusion_attention.forward.plain not in targets
+    assert not any("plain" in str(target) for target in targets)
     with FakeTensorMode() as mode:
         assert function(mode.from_tensor(query)).shape == query.shape
     with pytest.raises(NotImplementedError, match="vmap"):
@@ -275,3 +276,70 @@ def test_what_hooks_of_saved_tensors_raise_is_heard() -> None:
     ):
         npu_fusion_attention(*tensors(), 4, "BNSD")
     assert len(packed) == 1
+
+
+def test_autocast_and_meta_tensors_go_the_general_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(1, 4, 9, 16)
+    taken = []
+    general = _library.forward
+
+    def forward(*arguments: Any) -> Any:
+        taken.append(arguments[0].device.type)
+        return general(*arguments)
+
+    monkeypatch.setattr(_library, "forward", forward)
+    for recorded in (False, True):
+        query.requires_grad_(recorded)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert npu_fusion_attention(query, query, query, 4, "BNSD")[0].dtype == torch.bfloat16
+        meta = query.detach().to("meta").requires_grad_(recorded)
+        assert npu_fusion_attention(meta, meta, meta, 4, "BNSD")[0].is_meta
+    assert taken == ["cpu", "meta"] * 2
+
+
+def test_a_call_is_not_taken_for_the_last_one() -> None:
+    """One thread remembers one plan a direction: calls that differ in one thing, in turn."""
+    base = {"query": torch.randn(1, 4, 9, 16), "layout": "BNSD", "scale": 0.25, "options": {}}
+    others: list[dict[str, Any]] = [
+        {"query": torch.randn(1, 4, 9, 8)},
+        {"query": base["query"].double()},
+        {"query": base["query"].transpose(1, 2), "layout": "BSND"},
+        {"scale": 0.5},
+        {"options": {"atten_mask": torch.rand(9, 9) > 0.5}},
+        {"options": {"atten_mask": CAUSAL, "sparse_mode": 2}},
+        {"options": {"atten_mask": CAUSAL, "sparse_mode": 4, "pre_tockens": 3, "next_tockens": 1}},
+        {"options": {"inner_precise": 2}},
+        {"options": {"keep_prob": 0.5, "seed": 5}},
+    ]
+
+    def run(query: Tensor, layout: str, scale: float, options: dict[str, Any]) -> list[Tensor]:
+        query = query.detach().requires_grad_()
+        out = npu_fusion_attention(query, query, query, 4, layout, scale=scale, **options)[0]
+        return [out, *torch.autograd.grad(out.sum(), query)]
+
+    def alone(call: dict[str, Any]) -> list[Tensor]:
+        found: list[list[Tensor]] = []  # a new thread remembers nothing
+        thread = threading.Thread(target=lambda: found.append(run(**call)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    for other in others:
+        for call in (base, base | other, base, base | other):
+            assert all(map(torch.equal, run(**call), alone(call)))
+            with pytest.raises(RuntimeError, match="head_num"):
+                npu_fusion_attention(base["query"], base["query"], base["query"], 3, "BNSD")
+
+
+def test_a_scale_of_minus_zero_keeps_its_sign() -> None:
+    query = torch.ones(1, 4, 9, 16, requires_grad=True)
+    value = torch.randn(1, 4, 9, 16)
+
+    def signs(scale: float) -> Tensor:
+        out = npu_fusion_attention(query, query.detach(), value, 4, "BNSD", scale=scale)[0]
+        (gradient,) = torch.autograd.grad(out, query, value)
+        return gradient.signbit()
+
+    plus, minus, again = signs(0.0), signs(-0.0), signs(0.0)
+    assert torch.equal(plus, again)
+    assert not torch.equal(plus, minus)
