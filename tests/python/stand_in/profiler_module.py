@@ -31,7 +31,7 @@ def test_steps_are_traced(activity: str, tmp_path: Path) -> None:
     (trace,) = (tmp_path / "traces").glob("worker.*.json")
     names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
     assert names.count("aten::randn") == 2
-    assert names.count("fusion_attention::forward") == 2
+    assert names.count("fusion_attention::forward_plain_BNSD") == 2
 
 
 def test_a_profile_without_steps_is_read_in_the_program(tmp_path: Path) -> None:
