@@ -1,4 +1,4 @@
-// The dropout bits of a tile: Philox4x32-10 with query rows in 64-bit lanes, one counter per row.
+// The dropout bits of a tile: Philox4x32-10 with query rows in lanes, one counter per row.
 // src/dropout/philox.h is the definition; this gives the same bits, 32 keys of a row per word.
 // An element's index need not be a multiple of 4, so each row starts at its own word of a Philox
 // block of 4: where one starts inside a block, one more is drawn for the tile, and the surplus bits
@@ -19,213 +19,283 @@ namespace fusion_attention::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The even and the odd rows of each vector of a block. Rounds wait for their multiplications, so
-// all are drawn together: 0.45 cycles a word of Philox (Zen 5, AVX-512), as fast as four vector
-// units can. With ten whole rounds for each block it was 0.60, and then two draws at a time took
-// 0.91, four 0.72, eight, which spill, 0.63.
-inline constexpr int kDraws = 2 * kBlockVectors;
+// Philox blocks of a row that are drawn together. A round's results wait for each other for nine
+// cycles, so it takes the words of two blocks to keep four vector units busy: 24 registers, and 94
+// cycles a block instead of 117 (Zen 5, AVX-512). Words must be packed for that, 16 rows to a
+// vector; with each in 64 bits, as it is multiplied, the words of one block fill as many registers.
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
+inline constexpr int kBlocksAtOnce = 2;
+#else
+inline constexpr int kBlocksAtOnce = 1;
+#endif
 inline constexpr int64_t kBlocksOfWord = kWordBits / 4;
 inline constexpr uint32_t kMultiplier0 = 0xD2511F53;
 inline constexpr uint32_t kMultiplier2 = 0xCD9E8D57;
 
-// What all rows of a tile share: the rule, and what the ten rounds add by XOR, twice in each number
-// so that it fits both halves of a lane. The upper half of the counter is one number for all, and
-// with it half of the first round: its words are in key1[0] and key0[1].
-struct KeepDraw {
-  explicit KeepDraw(const KeepRule& keep) : rule(keep) {
-    constexpr uint64_t kTwice = 0x100000001;
+// What the ten rounds add by XOR. The upper half of the counter is one number for all rows of a
+// tile, and with it half of the first round: its words are in key1[0] and key0[1].
+struct KeepKeys {
+  explicit KeepKeys(const KeepRule& rule) {
     const uint64_t product2 = (rule.offset & 0xFFFFFFFFu) * kMultiplier2;
     for (uint32_t i = 0; i < 10; ++i) {
-      uint32_t word0 = static_cast<uint32_t>(rule.seed) + i * 0x9E3779B9u;
-      uint32_t word1 = static_cast<uint32_t>(rule.seed >> 32) + i * 0xBB67AE85u;
-      if (i == 0) word0 ^= static_cast<uint32_t>(product2 >> 32);
-      if (i == 0) word1 ^= static_cast<uint32_t>(rule.offset >> 32);
-      if (i == 1) word0 ^= static_cast<uint32_t>(product2);
-      key0[i] = word0 * kTwice;
-      key1[i] = word1 * kTwice;
+      key0[i] = static_cast<uint32_t>(rule.seed) + i * 0x9E3779B9u;
+      key1[i] = static_cast<uint32_t>(rule.seed >> 32) + i * 0xBB67AE85u;
     }
+    key0[0] ^= static_cast<uint32_t>(product2 >> 32);
+    key1[0] ^= static_cast<uint32_t>(rule.offset >> 32);
+    key0[1] ^= static_cast<uint32_t>(product2);
   }
-  KeepRule rule;
-  uint64_t key0[10];
-  uint64_t key1[10];
+  uint32_t key0[10];
+  uint32_t key1[10];
 };
 
-// The rows' streams from one block of each on, [draw][lane]: the first round's product, and what
-// the second round makes of the block number's upper half.
-template <class D64>
+// The products of a vector of words, one for each row, with a multiplier: 64 bits each.
+template <class D32>
+struct KeepProducts {
+  using D64 = hn::RepartitionToWide<D32>;
+  using V32 = hn::Vec<D32>;
+  using V64 = hn::Vec<D64>;
+
+  static HWY_INLINE KeepProducts Of(V32 words, V32 multiplier) {
+    return {hn::MulEven(words, multiplier), hn::MulEven(hn::DupOdd(words), multiplier)};
+  }
+  HWY_INLINE V32 High() const {
+    const D32 d;
+    return hn::OddEven(hn::BitCast(d, odd), hn::DupOdd(hn::BitCast(d, even)));
+  }
+  // Written so that it is one instruction with AVX-512; OddEven would be two.
+  HWY_INLINE V32 Low() const {
+    const D32 d;
+    const auto odd_rows = hn::MaskFromVec(hn::OddEven(hn::Set(d, ~0u), hn::Zero(d)));
+    return hn::IfThenElse(odd_rows, hn::DupEven(hn::BitCast(d, odd)), hn::BitCast(d, even));
+  }
+
+  V64 even;  // of rows 0, 2, ...
+  V64 odd;
+};
+
+// The rows' streams from one block of each on: the first round's product, and what the second round
+// makes of the block number's upper half.
+template <class D32>
 struct KeepStreams {
-  static constexpr int64_t kSize = kDraws * hn::MaxLanes(D64());
-  HWY_ALIGN uint64_t product0[kSize];
-  HWY_ALIGN uint64_t word2[kSize];
-  HWY_ALIGN uint64_t word3[kSize];
+  using Products = KeepProducts<D32>;
+  using D64 = typename Products::D64;
+  static constexpr int64_t kRows = kBlockVectors * hn::MaxLanes(D32());
+  HWY_ALIGN uint64_t product0[kRows];  // even rows of a vector, then its odd ones
+  HWY_ALIGN uint32_t word2[kRows];
+  HWY_ALIGN uint32_t word3[kRows];
 
-  // From block first[...] + `block` on.
-  HWY_INLINE void Start(const KeepDraw& draw, const uint64_t* HWY_RESTRICT first, uint64_t block) {
-    const D64 d;
-    const hn::Repartition<uint32_t, D64> d32;
-    const int64_t lanes = hn::Lanes(d);
-    const auto multiplier0 = hn::BitCast(d32, hn::Set(d, kMultiplier0));
-    for (int64_t i = 0; i < kDraws * lanes; i += lanes) {
-      const auto counter = hn::Add(hn::Load(d, first + i), hn::Set(d, block));
-      const auto w0 = hn::Xor(hn::ShiftRight<32>(counter), hn::Set(d, draw.key0[0]));
-      const auto product = hn::MulEven(hn::BitCast(d32, w0), multiplier0);
-      hn::Store(hn::MulEven(hn::BitCast(d32, counter), multiplier0), d, product0 + i);
-      hn::Store(hn::Xor(hn::ShiftRight<32>(product), hn::Set(d, draw.key1[1])), d, word2 + i);
-      hn::Store(product, d, word3 + i);
+  // From block first[...] + `block` on; `first` in the order of product0.
+  HWY_INLINE void Start(const KeepKeys& keys, const uint64_t* HWY_RESTRICT first, uint64_t block) {
+    const D32 d;
+    const D64 d64;
+    const int64_t half = hn::Lanes(d64);
+    const auto multiplier0 = hn::Set(d, kMultiplier0);
+    for (int64_t r = 0; r < kRows; r += 2 * half) {
+      const auto even = hn::Add(hn::Load(d64, first + r), hn::Set(d64, block));
+      const auto odd = hn::Add(hn::Load(d64, first + r + half), hn::Set(d64, block));
+      hn::Store(hn::MulEven(hn::BitCast(d, even), multiplier0), d64, product0 + r);
+      hn::Store(hn::MulEven(hn::BitCast(d, odd), multiplier0), d64, product0 + r + half);
+      const auto upper = Products{even, odd}.High();
+      const auto product = Products::Of(hn::Xor(upper, hn::Set(d, keys.key0[0])), multiplier0);
+      hn::Store(hn::Xor(product.High(), hn::Set(d, keys.key1[1])), d, word2 + r);
+      hn::Store(product.Low(), d, word3 + r);
     }
   }
 };
 
-// The low and the high words of `even` and of `odd` in turn.
-template <class D32, class V64>
-HWY_INLINE hn::Vec<D32> LowWords(D32 d, V64 even, V64 odd) {
-  return hn::OddEven(hn::DupEven(hn::BitCast(d, odd)), hn::BitCast(d, even));
-}
-template <class D32, class V64>
-HWY_INLINE hn::Vec<D32> HighWords(D32 d, V64 even, V64 odd) {
-  return hn::OddEven(hn::BitCast(d, odd), hn::DupOdd(hn::BitCast(d, even)));
+// Words are compared in fields of kField bits: the ones that count and, above them, one that says
+// whether they reach the threshold. Of bfloat16's words 7 bits count and of float16's 10, so that
+// four or two of them share 32 bits.
+template <int kField>
+struct KeepFields {
+  static constexpr int kVectors = kField / 8;  // hold four words of each row
+  static constexpr uint32_t kOnes = ~0u / static_cast<uint32_t>((uint64_t{1} << kField) - 1);
+  static constexpr uint32_t kTop = kOnes << (kField - 1);
+  explicit KeepFields(const KeepRule& rule)
+      : low(kOnes * rule.low_mask), rest(kTop - kOnes * rule.threshold) {}
+  // The top bit of (field & low) + rest is 1 where the word is kept.
+  uint32_t low;
+  uint32_t rest;
+};
+
+// Of each 2 * kBytes the lower half: that of a, and above it that of b.
+template <int kBytes, class D32, class V32 = hn::Vec<D32>>
+HWY_INLINE V32 LowHalves(D32 d, V32 a, V32 b) {
+  alignas(16) static constexpr uint8_t kPlaces[16] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                      8, 9, 10, 11, 12, 13, 14, 15};
+  const hn::Repartition<uint8_t, D32> d8;
+  const auto place = hn::LoadDup128(d8, kPlaces);
+  const auto half = hn::Set(d8, uint8_t{kBytes});
+  const auto moved = hn::TableLookupBytes(hn::BitCast(d8, b), hn::Xor(place, half));
+  return hn::BitCast(d, hn::IfThenElse(hn::TestBit(place, half), moved, hn::BitCast(d8, a)));
 }
 
-// Block `block` of every row's stream: words[word][row]. In a lane the low 32 bits are a word, the
-// high ones are never looked at. Not inline: with anything else in registers the compiler spills in
-// every round, which cost a third of a keep bit's time.
-template <class D64>
-HWY_NOINLINE void Philox(D64 d, const KeepDraw& draw, const KeepStreams<D64>& streams,
-                         uint64_t block, uint32_t* HWY_RESTRICT words) {
-  using V = hn::Vec<D64>;
-  const hn::Repartition<uint32_t, D64> d32;
+// From four vectors with a field of kFrom bits for each word to fewer with fields of kTo bits: of
+// words 0, 2, 1, 3 in this order, from the lowest byte on.
+template <int kFrom, int kTo, class D32, class V32 = hn::Vec<D32>>
+HWY_INLINE void Narrow(D32 d, V32 (&v)[4]) {
+  if constexpr (kFrom > 16 && kTo <= 16) {
+    v[0] = LowHalves<2>(d, v[0], v[1]);
+    v[1] = LowHalves<2>(d, v[2], v[3]);
+  }
+  if constexpr (kFrom > 8 && kTo <= 8) v[0] = LowHalves<1>(d, v[0], v[1]);
+}
+
+// Draws kBlocks blocks of every row's stream, from `block` on, and shifts as many bits into
+// each field of `kept`. Not inline: with anything else in registers the compiler spills in every
+// round, which cost a third of a keep bit's time.
+template <int kField, int kBlocks, class D32>
+HWY_NOINLINE void Philox(D32 d, const KeepKeys& keys, const KeepFields<kField>& rule,
+                         const KeepStreams<D32>& streams, uint64_t block,
+                         uint32_t* HWY_RESTRICT kept) {
+  using V = hn::Vec<D32>;
+  using Products = KeepProducts<D32>;
+  const hn::RepartitionToWide<D32> d64;
   const int64_t lanes = hn::Lanes(d);
-  const auto multiplier0 = hn::BitCast(d32, hn::Set(d, kMultiplier0));
-  const auto multiplier2 = hn::BitCast(d32, hn::Set(d, kMultiplier2));
-  V w0[kDraws], w1[kDraws], w2[kDraws], w3[kDraws];
+  const V multiplier0 = hn::Set(d, kMultiplier0);
+  const V multiplier2 = hn::Set(d, kMultiplier2);
+  constexpr int kVectors = kBlocks * kBlockVectors;
+  V word[kVectors][4];
 #pragma GCC unroll 6
-  for (int i = 0; i < kDraws; ++i) {
-    const V product0 =
-        hn::Add(hn::Load(d, streams.product0 + i * lanes), hn::Set(d, block * kMultiplier0));
-    const V first2 = hn::Xor(hn::ShiftRight<32>(product0), hn::Set(d, draw.key1[0]));
-    w1[i] = hn::MulEven(hn::BitCast(d32, first2), multiplier2);
-    w0[i] = hn::Xor(hn::ShiftRight<32>(w1[i]), hn::Set(d, draw.key0[1]));
-    w2[i] = hn::Xor(hn::Load(d, streams.word2 + i * lanes), product0);
-    w3[i] = hn::Load(d, streams.word3 + i * lanes);
+  for (int i = 0; i < kVectors; ++i) {
+    const int64_t row = i % kBlockVectors * lanes;
+    const auto step = hn::Set(d64, (block + i / kBlockVectors) * kMultiplier0);
+    const Products product0{hn::Add(hn::Load(d64, streams.product0 + row), step),
+                            hn::Add(hn::Load(d64, streams.product0 + row + lanes / 2), step)};
+    const V first2 = hn::Xor(product0.High(), hn::Set(d, keys.key1[0]));
+    const auto product2 = Products::Of(first2, multiplier2);
+    word[i][0] = hn::Xor(product2.High(), hn::Set(d, keys.key0[1]));
+    word[i][1] = product2.Low();
+    word[i][2] = hn::Xor(hn::Load(d, streams.word2 + row), product0.Low());
+    word[i][3] = hn::Load(d, streams.word3 + row);
   }
 #pragma GCC unroll 10
-  for (int round = 2; round < 9; ++round) {
-    const V key0 = hn::Set(d, draw.key0[round]);
-    const V key1 = hn::Set(d, draw.key1[round]);
+  for (int round = 2; round < 10; ++round) {
 #pragma GCC unroll 6
-    for (int i = 0; i < kDraws; ++i) {
-      const V product0 = hn::MulEven(hn::BitCast(d32, w0[i]), multiplier0);
-      const V product2 = hn::MulEven(hn::BitCast(d32, w2[i]), multiplier2);
-      w0[i] = hn::Xor3(hn::ShiftRight<32>(product2), w1[i], key0);
-      w2[i] = hn::Xor3(hn::ShiftRight<32>(product0), w3[i], key1);
-      w1[i] = product2;
-      w3[i] = product0;
+    for (int i = 0; i < kVectors; ++i) {
+      const auto product0 = Products::Of(word[i][0], multiplier0);
+      const auto product2 = Products::Of(word[i][2], multiplier2);
+      word[i][0] = hn::Xor3(product2.High(), word[i][1], hn::Set(d, keys.key0[round]));
+      word[i][2] = hn::Xor3(product0.High(), word[i][3], hn::Set(d, keys.key1[round]));
+      word[i][1] = product2.Low();
+      word[i][3] = product0.Low();
     }
   }
-  const auto key0 = hn::BitCast(d32, hn::Set(d, draw.key0[9]));
-  const auto key1 = hn::BitCast(d32, hn::Set(d, draw.key1[9]));
-  const int64_t block_rows = kDraws * lanes;
-#pragma GCC unroll 3
-  for (int i = 0; i < kDraws; i += 2) {
-    const V even0 = hn::MulEven(hn::BitCast(d32, w0[i]), multiplier0);
-    const V even2 = hn::MulEven(hn::BitCast(d32, w2[i]), multiplier2);
-    const V odd0 = hn::MulEven(hn::BitCast(d32, w0[i + 1]), multiplier0);
-    const V odd2 = hn::MulEven(hn::BitCast(d32, w2[i + 1]), multiplier2);
-    uint32_t* to = words + i * lanes;
-    hn::Store(hn::Xor3(HighWords(d32, even2, odd2), LowWords(d32, w1[i], w1[i + 1]), key0), d32,
-              to);
-    hn::Store(LowWords(d32, even2, odd2), d32, to + block_rows);
-    hn::Store(hn::Xor3(HighWords(d32, even0, odd0), LowWords(d32, w3[i], w3[i + 1]), key1), d32,
-              to + 2 * block_rows);
-    hn::Store(LowWords(d32, even0, odd0), d32, to + 3 * block_rows);
+  const V low = hn::Set(d, rule.low);
+  const V rest = hn::Set(d, rule.rest);
+  const V top = hn::Set(d, KeepFields<kField>::kTop);
+#pragma GCC unroll 6
+  for (int i = 0; i < kVectors; ++i) {
+    Narrow<32, kField>(d, word[i]);
+#pragma GCC unroll 4
+    for (int k = 0; k < KeepFields<kField>::kVectors; ++k) {
+      uint32_t* to = kept + (i % kBlockVectors * KeepFields<kField>::kVectors + k) * lanes;
+      const V sum = hn::Add(hn::And(word[i][k], low), rest);
+      hn::Store(hn::OrAnd(hn::ShiftRight<1>(hn::Load(d, to)), sum, top), d, to);
+    }
   }
 }
 
-// Sets the bit `bit` of `bits` where the word is kept: low >= threshold, both below 2^31.
-template <class D32, class V32 = hn::Vec<D32>>
-HWY_INLINE V32 WithKept(D32 d, const KeepRule& rule, V32 word, V32 bit, V32 bits) {
-  const hn::RebindToSigned<D32> di;
-  const auto low = hn::BitCast(di, hn::And(word, hn::Set(d, rule.low_mask)));
-  const auto kept = hn::Gt(low, hn::Set(di, static_cast<int32_t>(rule.threshold) - 1));
-  return hn::IfThenElse(hn::RebindMask(d, kept), hn::Or(bits, bit), bits);
+// Swaps the bits that `mask` names with those kBy places above.
+template <int kBy, class D32, class V32 = hn::Vec<D32>>
+HWY_INLINE V32 SwapBits(D32 d, V32 v, uint32_t mask) {
+  const V32 differ = hn::And(hn::Xor(v, hn::ShiftRight<kBy>(v)), hn::Set(d, mask));
+  return hn::Xor3(v, differ, hn::ShiftLeft<kBy>(differ));
+}
+
+// The bits of 32 keys in order, for a vector of rows of which `missing` blocks were not drawn.
+template <int kField, class D32, class V32 = hn::Vec<D32>>
+HWY_INLINE V32 BitsOfKept(D32 d, const uint32_t* HWY_RESTRICT kept, int64_t missing) {
+  V32 v[4];
+  for (int k = 0; k < KeepFields<kField>::kVectors; ++k) {
+    v[k] = hn::ShiftRightSame(hn::Load(d, kept + k * hn::Lanes(d)),
+                              kField - 8 + static_cast<int>(missing));
+  }
+  Narrow<kField, 8>(d, v);
+  // Bit b of a byte is of block b, byte 2 m + n of word 2 n + m, which is key 4 b + 2 n + m.
+  v[0] = SwapBits<6>(d, v[0], 0x00CC00CCu);
+  v[0] = SwapBits<12>(d, v[0], 0x0000F0F0u);
+  return SwapBits<3>(d, v[0], 0x0A0A0A0Au);
 }
 
 // The keep bits of a tile, 32 keys at a time.
-template <class D32>
+template <int kField, int kBlocks, class D32>
 class KeepWords {
  public:
   using V32 = hn::Vec<D32>;
-  using D64 = hn::RepartitionToWide<D32>;
 
-  // Row `first[...]` begins at that block; `blocks` of each will be drawn.
-  KeepWords(const KeepDraw& draw, const uint64_t* first, int64_t blocks)
-      : draw_(draw), first_(first), blocks_(blocks) {
-    streams_.Start(draw, first, 0);
-    for (int64_t i = 0; i < kDraws * static_cast<int64_t>(hn::Lanes(D64())); ++i) {
-      wraps_ |= (first[i] & 0xFFFFFFFFu) + static_cast<uint64_t>(blocks) > uint64_t{1} << 32;
-    }
+  // `first`: the rows' first blocks in the order of KeepStreams; at least `blocks` of each will be
+  // drawn.
+  KeepWords(const KeepRule& rule, const uint64_t* first, int64_t blocks, bool wraps)
+      : keys_(rule),
+        fields_(rule),
+        first_(first),
+        blocks_(RoundUp(blocks, kBlocks)),
+        wraps_(wraps) {
+    streams_.Start(keys_, first, 0);
   }
 
   // One word for each row: the bits of the next kBlocksOfWord blocks, as far as there are any.
   HWY_INLINE void Next(V32 (&bits)[kBlockVectors]) {
     const D32 d;
-    const int64_t lanes = hn::Lanes(d);
-    HWY_ALIGN uint32_t words[4 * kBlockVectors * hn::MaxLanes(d)];
+    const int64_t row = KeepFields<kField>::kVectors * static_cast<int64_t>(hn::Lanes(d));
+    HWY_ALIGN uint32_t kept[KeepFields<kField>::kVectors * KeepStreams<D32>::kRows] = {};
+    const int64_t next = block_ + kBlocksOfWord;
+    const int64_t end = HWY_MIN(blocks_, next);
+    for (; block_ < end; block_ += kBlocks) Draw(kept);
 #pragma GCC unroll 3
-    for (int j = 0; j < kBlockVectors; ++j) bits[j] = hn::Zero(d);
-    auto bit = hn::Set(d, 1u);
-    const int64_t end = HWY_MIN(blocks_, block_ + kBlocksOfWord);
-    for (; block_ < end; ++block_) {
-      Draw(words);
-#pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-#pragma GCC unroll 3
-        for (int j = 0; j < kBlockVectors; ++j) {
-          const V32 word = hn::Load(d, words + (n * kBlockVectors + j) * lanes);
-          bits[j] = WithKept(d, draw_.rule, word, bit, bits[j]);
-        }
-        bit = hn::Add(bit, bit);
-      }
+    for (int j = 0; j < kBlockVectors; ++j) {
+      bits[j] = BitsOfKept<kField>(d, kept + j * row, next - end);
     }
   }
 
  private:
-  // Once in 2^34 elements the lower half of a block number wraps inside a tile: then every block
-  // starts its streams anew.
-  HWY_INLINE void Draw(uint32_t* HWY_RESTRICT words) {
+  HWY_INLINE void Draw(uint32_t* HWY_RESTRICT kept) {
     const auto block = static_cast<uint64_t>(block_);
-    if (wraps_) streams_.Start(draw_, first_, block);
-    Philox(D64(), draw_, streams_, wraps_ ? 0 : block, words);
+    if (wraps_) streams_.Start(keys_, first_, block);
+    Philox<kField, kBlocks>(D32(), keys_, fields_, streams_, wraps_ ? 0 : block, kept);
   }
 
-  const KeepDraw& draw_;
+  KeepKeys keys_;
+  KeepFields<kField> fields_;
   const uint64_t* first_;
   int64_t blocks_;
   int64_t block_ = 0;
-  bool wraps_ = false;
-  KeepStreams<D64> streams_;
+  bool wraps_;  // streams start anew at every block
+  KeepStreams<D32> streams_;
 };
 
-template <typename T>
-void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule& rule,
-              BitWord* keep) {
-  const hn::Rebind<uint32_t, hn::ScalableTag<T>> d;
-  const hn::RepartitionToWide<decltype(d)> d64;
-  using V32 = hn::Vec<decltype(d)>;
+template <typename T, int kField, int kBlocks>
+void KeepBitsInFields(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule& rule,
+                      bool wraps, BitWord* keep) {
+  using D = hn::Rebind<uint32_t, hn::ScalableTag<T>>;
+  const D d;
+  const hn::RepartitionToWide<D> d64;
   const int64_t lanes = hn::Lanes(d);
-  const int64_t block_rows = kBlockVectors * lanes;
-  const KeepDraw draw(rule);
   const int64_t half = hn::Lanes(d64);
-  HWY_ALIGN uint64_t blocks[kDraws * hn::MaxLanes(d64)];
+  const int64_t block_rows = kBlockVectors * lanes;
+  // Row numbers are small, so a product with the stride is two products of 32 bits.
+  const auto stride = hn::BitCast(d, hn::Set(d64, row_stride));
+  const auto upper_stride = hn::BitCast(d, hn::Set(d64, row_stride >> 32));
+  HWY_ALIGN uint64_t blocks[kBlockVectors * hn::MaxLanes(d)];
   HWY_ALIGN uint32_t skips[kBlockVectors * hn::MaxLanes(d)];
-  for (int64_t r = 0; r < block_rows; ++r) {
-    const uint64_t element = first + static_cast<uint64_t>(r) * row_stride;
-    blocks[(r / lanes * 2 + r % 2) * half + r % lanes / 2] = element / 4;
-    skips[r] = static_cast<uint32_t>(element % 4);
+  for (int64_t r = 0; r < block_rows; r += lanes) {
+    const auto begin = [&](int64_t row) HWY_ATTR {
+      const auto rows =
+          hn::BitCast(d, hn::Add(hn::Iota(d64, 0), hn::Iota(d64, static_cast<uint64_t>(row))));
+      const auto upper = hn::ShiftLeft<32>(hn::MulEven(rows, upper_stride));
+      return hn::Add(hn::Set(d64, first), hn::Add(hn::MulEven(rows, stride), upper));
+    };
+    const auto even = begin(r), odd = begin(r + 1);
+    hn::Store(hn::ShiftRight<2>(even), d64, blocks + r);
+    hn::Store(hn::ShiftRight<2>(odd), d64, blocks + r + half);
+    const auto element = KeepProducts<D>{even, odd}.Low();
+    hn::Store(hn::And(element, hn::Set(d, 3u)), d, skips + r);
   }
   const bool aligned = (first | row_stride) % 4 == 0;
-  KeepWords<decltype(d)> words(draw, blocks, (keys + (aligned ? 0 : 3) + 3) / 4);
-  V32 word[kBlockVectors], next[kBlockVectors];
+  KeepWords<kField, kBlocks, D> words(rule, blocks, (keys + (aligned ? 0 : 3) + 3) / 4, wraps);
+  hn::Vec<D> word[kBlockVectors], next[kBlockVectors];
   words.Next(word);
   for (int64_t n = 0; n < keys; n += kWordBits) {
     words.Next(next);
@@ -238,6 +308,23 @@ void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule&
       word[j] = next[j];
     }
   }
+}
+
+template <typename T>
+void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule& rule,
+              BitWord* keep) {
+  constexpr uint64_t kLastRow = kBlockVectors * hn::MaxLanes(hn::ScalableTag<T>()) - 1;
+  // Where the lower half of a block number may wrap in a tile, once in 2^34 elements, blocks are
+  // drawn one by one. At most 8 surplus elements are drawn before and behind a row's.
+  const uint64_t last = first + kLastRow * row_stride + static_cast<uint64_t>(keys) + 8;
+  const bool wraps = first >> 34 != last >> 34;
+  const auto bits_in = [&](auto keep_bits) {
+    keep_bits(first, row_stride, keys, rule, wraps, keep);
+  };
+  if (wraps) return bits_in(KeepBitsInFields<T, 32, 1>);
+  if (rule.low_mask < 1u << 7) return bits_in(KeepBitsInFields<T, 8, kBlocksAtOnce>);
+  if (rule.low_mask < 1u << 15) return bits_in(KeepBitsInFields<T, 16, kBlocksAtOnce>);
+  bits_in(KeepBitsInFields<T, 32, kBlocksAtOnce>);
 }
 
 }  // namespace HWY_NAMESPACE

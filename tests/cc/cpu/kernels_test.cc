@@ -284,16 +284,22 @@ TYPED_TEST(Kernels, ScoreGradientsSelect) {
 
 // Rows that all begin with a block of Philox and rows at every phase of one, blocks that cross
 // 2^32.
+// Of every dtype, because words of which few bits count are compared together.
 TYPED_TEST(Kernels, KeepBitsAreTheDefinition) {
   using T = TypeParam;
   constexpr uint64_t kSeed = 0xFEDCBA9876543210u, kOffset = 0x123456789ABCu;
+  std::vector<KeepThreshold> rules{{.low_mask = 0, .threshold = 1}};  // keeps nothing
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const double keep_prob : {0.9, 0.5, 1 - 1e-8, 1e-8}) {
+      rules.push_back(KeepThresholdOf(dtype, keep_prob));
+    }
+  }
   for (const int64_t target : Targets()) {
     const auto& k = *KernelsOf<T>(target);
     const int64_t R = k.block_rows;
-    for (const double keep_prob : {0.9, 0.5, 1 - 1e-8, 1e-8}) {
-      const KeepThreshold rule = KeepThresholdOf(DType::kFloat32, keep_prob);
+    for (const KeepThreshold rule : rules) {
       for (const uint64_t first : {uint64_t{0}, uint64_t{7}, uint64_t{0x3FFFFFFE0}}) {
-        for (const uint64_t row_stride : {1000, 1001}) {
+        for (const uint64_t row_stride : {uint64_t{1000}, uint64_t{1001}, uint64_t{0x500000003}}) {
           for (const int64_t keys : {1, 32, 33, 64, 70}) {
             Array<BitWord> keep(3 * R);
             k.keep_bits(first, row_stride, keys, {kSeed, kOffset, rule.low_mask, rule.threshold},
