@@ -70,7 +70,7 @@ def target() -> str:
 
 
 class NotPlainError(Exception):
-    """A plain overload did not run: it failed, or somebody stands between it and its kernel."""
+    """A plain operator did not run: it failed, or somebody stands between it and its kernel."""
 
 
 def _refuse(*_: Any) -> Any:
@@ -89,7 +89,8 @@ row_keys = translated(torch.ops.fusion_attention.row_keys.default)
 # The plain operators (_plain.py), two for each layout, are for the usual case alone. In all others
 # they have a kernel that refuses, so that the usual one need not ask: meta tensors, autocast,
 # jit.trace, torch.func, and modes and subclasses that dispatch. Modes of torch functions see the
-# operator; they get the same results.
+# operator before any kernel could refuse; they get the same results. torch.export, which has such a
+# mode, is asked for (_plain.py): it would keep both the operator that refused and the general one.
 _REFUSED = ("Meta", "Tracer", "FuncTorchDynamicLayerFrontMode", "Python")
 _fragment = torch.library.Library("fusion_attention", "FRAGMENT")
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from fusion_attention import _autograd, _entry, _library
 from fusion_attention._arguments import UNLIMITED, Integers
@@ -49,7 +49,7 @@ def attention(
 
     `nothing_else` says that all other arguments are None.
     """
-    if is_dynamo_compiling():
+    if is_compiling():
         return None
     try:
         if (

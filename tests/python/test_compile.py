@@ -297,3 +297,16 @@ def test_export() -> None:
     )
     longer, wider = torch.randn(3, HEADS, 21, DIM), torch.randn(3, HEADS, 11, DIM)
     assert torch.equal(program.module()(longer, wider), Attention()(longer, wider))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_call_is_one_operator(strict: bool) -> None:
+    class Attention(torch.nn.Module):
+        """One plain call."""
+
+        def forward(self, query: Tensor) -> Tensor:
+            return npu_fusion_attention(query, query, query, HEADS, "BNSD", scale=0.25)[0]
+
+    program = torch.export.export(Attention(), (torch.randn(2, HEADS, 9, DIM),), strict=strict)
+    called = [str(x.target) for x in program.graph.nodes if "fusion_attention" in str(x.target)]
+    assert called == ["fusion_attention.forward.default"]
