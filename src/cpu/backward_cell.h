@@ -57,7 +57,7 @@ struct CellScratch {
   TileScratch<T> tile;
   KeyTile<T, Operand> keys;
   T *p, *ds;                // one tile of scores
-  Operand* operands;        // the same as operands, where they are not p and ds themselves
+  Operand* operands;        // p and ds as operands, where they are not that as they are
   Operand* packed;          // one block of q and dy, where plain rows are no summands
   Operand *q, *dy;          // the cell's rows as summands,
   Operand *qt, *dyt;        // transposed by block,

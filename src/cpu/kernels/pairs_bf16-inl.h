@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "src/cpu/kernels/product_table.h"
+#include "src/cpu/kernels/rows-inl.h"
 #include "src/cpu/kernels/transpose-inl.h"
 
 #if HWY_TARGET == HWY_AVX3
@@ -67,10 +68,12 @@ inline bool Pack(const SourceRows& src, int64_t rows, int64_t dim, Bf16* HWY_RES
   const int64_t whole = src.channel_stride == 1 ? dim / 16 * 16 : 0;
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = static_cast<const char*>(src.data) + r * src.row_stride * kBytes;
+    const uintptr_t ahead = AddressOf(row, rows, src.row_stride, kBytes);
     auto* HWY_RESTRICT to = reinterpret_cast<uint16_t*>(dst + r * ld);
     for (int64_t c = 0; c < whole; c += 16) {
       const auto v = hn::LoadU(d, reinterpret_cast<const uint16_t*>(row + c * kBytes));
-      __builtin_prefetch(row + (rows * src.row_stride + c) * kBytes, 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char*>(ahead + static_cast<uintptr_t>(c * kBytes)),
+                         0, 2);
       largest = hn::Max(largest, hn::And(v, exponent));
       hn::Store(v, d, to + c);
     }

@@ -111,6 +111,14 @@ struct Same {
 // next tile's are: the hardware looks ahead only to the end of a page, 16 rows of 64 floats.
 inline constexpr int64_t kRowsAhead = 16;
 
+// Where row `later` lies, counted from `row`. An unsigned number, because no pointer may leave its
+// tensor, and the stride of a tensor's only row may be any number.
+HWY_INLINE uintptr_t AddressOf(const char* row, int64_t later, int64_t row_stride, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(later) *
+                                                static_cast<uintptr_t>(row_stride) *
+                                                static_cast<uintptr_t>(bytes);
+}
+
 // Pointers may have any alignment: vectors load unaligned, single elements go through memcpy.
 template <class Element, typename T>
 bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT dst, int64_t ld) {
@@ -128,9 +136,9 @@ bool PackAs(const SourceRows& src, int64_t rows, int64_t dim, T* HWY_RESTRICT ds
   for (int64_t r = 0; r < rows; ++r) {
     const char* row = static_cast<const char*>(src.data) + r * src.row_stride * kBytes;
     T* HWY_RESTRICT to = dst + r * ld;
-    const char* ahead = row + kRowsAhead * src.row_stride * kBytes;  // forward x 1.005
+    const uintptr_t ahead = AddressOf(row, kRowsAhead, src.row_stride, kBytes);  // forward x 1.005
     for (int64_t c = 0; c < whole; c += lanes) {
-      hwy::Prefetch(ahead + c * kBytes);
+      hwy::Prefetch(reinterpret_cast<const char*>(ahead + static_cast<uintptr_t>(c * kBytes)));
       const auto v =
           Element::Widen(d, hn::LoadU(stored, reinterpret_cast<const Bits*>(row + c * kBytes)));
       poison = hn::Or(poison, hn::Mul(v, zero));
@@ -161,10 +169,11 @@ void StoreAs(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim, T
   constexpr int64_t kBytes = sizeof(Bits);
   for (int64_t r = 0; r < rows; ++r) {
     char* row = static_cast<char*>(dst.data) + r * dst.row_stride * kBytes;
-    const char* ahead = row + kRowsAhead * dst.row_stride * kBytes;  // forward x 1.01
+    const uintptr_t ahead = AddressOf(row, kRowsAhead, dst.row_stride, kBytes);  // forward x 1.01
     const T* HWY_RESTRICT from = src + r * ld;
     for (int64_t c = 0; c < whole; c += lanes) {
-      __builtin_prefetch(ahead + c * kBytes, 1, 2);  // to write, into L2
+      // To write, into L2.
+      __builtin_prefetch(reinterpret_cast<char*>(ahead + static_cast<uintptr_t>(c * kBytes)), 1, 2);
       Element::Narrow(d, hn::Mul(hn::Load(d, from + c), scale),
                       reinterpret_cast<Bits*>(row + c * kBytes));
     }

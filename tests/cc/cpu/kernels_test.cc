@@ -61,6 +61,22 @@ TYPED_TEST(Kernels, PackAndStoreTakeAnyStrides) {
   }
 }
 
+// A tensor's only row may have any stride; nothing may be computed from it that overflows, which
+// the sanitizers would report.
+TYPED_TEST(Kernels, TheStrideOfAnOnlyRowDoesNotMatter) {
+  using T = TypeParam;
+  const DType dtype = sizeof(T) == 4 ? DType::kFloat32 : DType::kFloat64;
+  constexpr int64_t kDim = 64, kRow = int64_t{1} << 61;
+  for (const int64_t target : Targets()) {
+    const auto& k = *KernelsOf<T>(target);
+    Array<T> row = this->RandomArray(kDim);
+    Array<T> packed(kDim), back(kDim);
+    EXPECT_TRUE(k.pack({row.data(), dtype, kRow, 1}, 1, kDim, packed.data(), kDim));
+    k.store(packed.data(), kDim, 1, kDim, T{1}, {back.data(), dtype, kRow, 1});
+    for (int64_t c = 0; c < kDim; ++c) ASSERT_EQ(back[c], row[c]);
+  }
+}
+
 // Where vectors are whole and aligned, and where an address, a width or a stride forbids it. What
 // lies between the rows stays as it is.
 TYPED_TEST(Kernels, StreamIsStore) {
