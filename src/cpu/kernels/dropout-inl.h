@@ -226,7 +226,7 @@ class KeepWords {
   using V32 = hn::Vec<D32>;
 
   // `first`: the rows' first blocks in the order of KeepStreams; at least `blocks` of each will be
-  // drawn.
+  // drawn. wraps: the lower half of a block number may; then kBlocks is 1.
   KeepWords(const KeepRule& rule, const uint64_t* first, int64_t blocks, bool wraps)
       : keys_(rule),
         fields_(rule),
@@ -315,9 +315,10 @@ void KeepBits(uint64_t first, uint64_t row_stride, int64_t keys, const KeepRule&
               BitWord* keep) {
   constexpr uint64_t kLastRow = kBlockVectors * hn::MaxLanes(hn::ScalableTag<T>()) - 1;
   // Where the lower half of a block number may wrap in a tile, once in 2^34 elements, blocks are
-  // drawn one by one. At most 8 surplus elements are drawn before and behind a row's.
-  const uint64_t last = first + kLastRow * row_stride + static_cast<uint64_t>(keys) + 8;
-  const bool wraps = first >> 34 != last >> 34;
+  // drawn one by one; rare enough for fields of 32 bits to serve every rule. Surplus bits may be
+  // any.
+  const uint64_t end = first + kLastRow * row_stride + static_cast<uint64_t>(keys);
+  const bool wraps = first >> 34 != end >> 34;
   const auto bits_in = [&](auto keep_bits) {
     keep_bits(first, row_stride, keys, rule, wraps, keep);
   };
