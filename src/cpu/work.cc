@@ -9,16 +9,12 @@
 namespace fusion_attention::cpu {
 
 WorkerScratch::WorkerScratch(int64_t workers, int64_t bytes)
-    : stride_((bytes / Arena::kAlignment + 1) * Arena::kAlignment),
-      cleared_(static_cast<size_t>(workers), 0),
-      buffer_(AllocateBuffer(workers * stride_)) {}
-
-std::byte* WorkerScratch::Of(int64_t worker) {
-  std::byte* slice = buffer_.get() + worker * stride_;
-  char& cleared = cleared_[static_cast<size_t>(worker)];
-  if (!cleared) std::memset(slice, 0, static_cast<size_t>(stride_));
-  cleared = 1;
-  return slice;
+    : workers_(workers),
+      stride_((bytes / Arena::kAlignment + 1) * Arena::kAlignment),
+      buffer_(AllocateBuffer(workers * stride_)) {
+#ifdef __SANITIZE_ADDRESS__
+  std::memset(buffer_.get(), 0xFF, static_cast<size_t>(workers * stride_));
+#endif
 }
 
 void RunPieces(ParallelFor& threads, WorkerScratch& scratch, int64_t pieces,
