@@ -1,7 +1,7 @@
 // Backward pass: runs the columns of backward_columns.h, each on one worker from bottom to top. A
-// cell starts when the one to its left is done, so dQ, too, is added up in one order, and the bits
-// depend neither on the number of workers nor on the cuts. No float is ever added by two workers at
-// once, and nothing of size rows x keys exists.
+// cell adds to dQ when the columns before it have, so dQ, too, is added up in one order, and the
+// bits depend neither on the number of workers nor on the cuts. No float is ever added to by two
+// workers at once, and nothing of size rows x keys exists.
 #include <algorithm>
 #include <atomic>
 #include <thread>
@@ -9,6 +9,7 @@
 
 #include "src/cpu/backward_cell.h"
 #include "src/cpu/backward_columns.h"
+#include "src/cpu/dq_sums.h"
 #include "src/cpu/passes.h"
 #include "src/cpu/sink_gradient.h"
 #include "src/cpu/work.h"
@@ -63,11 +64,12 @@ class BackwardPass {
         workers_(workers),
         dpse_(job, args.dpse),
         columns_(job.problem, SizesOf(job), workers, UndividedBy(dpse_)),
+        dq_(job, args, columns_),
         progress_(columns_.count()) {}
 
   void Run() {
-    AllocateCarry();
-    const Pass pass(job_, products_, args_, carry_, reinterpret_cast<T*>(deltas_.get()), dpse_);
+    if (columns_.carries()) deltas_ = AllocateBuffer(Rows() * static_cast<int64_t>(sizeof(T)));
+    const Pass pass(job_, products_, args_, reinterpret_cast<T*>(deltas_.get()), dpse_);
     Arena size;
     ColumnScratch<T, Operand>(size, job_, products_, columns_);
     WorkerScratch scratch(std::clamp<int64_t>(columns_.pieces(), 1, workers_), size.bytes());
@@ -99,59 +101,84 @@ class BackwardPass {
     return dpse.across_rows() ? Undivided::kGrid : Undivided::kColumn;
   }
 
-  // What columns hand on: delta, and dQ in the output itself where that has the arithmetic type,
-  // else in a private copy.
-  void AllocateCarry() {
-    constexpr auto kSize = static_cast<int64_t>(sizeof(T));
-    carry_ = {args_.dq, args_.dq_rope};
-    if (!columns_.carries()) return;
+  int64_t Rows() const {
     const Problem& p = job_.problem;
-    const bool packed = p.layout == Layout::kTND;
-    const int64_t rows = (packed ? 1 : p.batch) * p.q_heads * p.q_len;
-    deltas_ = AllocateBuffer(rows * kSize);
-    if (SizeOf(args_.dq.dtype) == kSize) return;
-    const int64_t head = p.q_len * p.score_dim();
-    carry_memory_ = AllocateBuffer(rows * p.score_dim() * kSize);
-    T* own = reinterpret_cast<T*>(carry_memory_.get());
-    T* rope = p.rope_dim > 0 ? own + p.head_dim : nullptr;
-    const Strides strides{packed ? 0 : p.q_heads * head, head, p.score_dim(), 1};
-    carry_ = {{own, DType::kFloat32, strides}, {rope, DType::kFloat32, strides}};
+    return (p.layout == Layout::kTND ? 1 : p.batch) * p.q_heads * p.q_len;
   }
 
-  void StoreColumn(const Sequence& s, int64_t kv_head, Span keys, const T* dk, const T* dv) const {
+  // The tiles of a column, relative to its first key.
+  template <typename Verb>
+  void ForEachTile(const Column& column, const Verb& verb) const {
+    for (int64_t key = column.keys.begin; key < column.keys.end; key += job_.tile_keys) {
+      const int64_t half = column.chunk.HalfOf(key);
+      if (half < column.halves.begin || half >= column.halves.end) continue;
+      const int64_t first = key - column.keys.begin;
+      verb(first, std::min(job_.tile_keys, column.keys.size() - first));
+    }
+  }
+
+  void ClearColumn(const Column& column, T* dk, T* dv) const {
+    ForEachTile(column, [&](int64_t first, int64_t keys) {
+      std::fill_n(dk + first * job_.key_ld, keys * job_.key_ld, T{0});
+      std::fill_n(dv + first * job_.value_ld, keys * job_.value_ld, T{0});
+    });
+  }
+
+  void StoreColumn(const Column& column, const T* dk, const T* dv) const {
     const Problem& p = job_.problem;
-    const int64_t token = s.kv_begin + keys.begin;
+    const Sequence s = p.SequenceAt(column.sequence);
     const RopedView<void> to_key{args_.dk, args_.dk_rope};
-    StoreRoped(job_, dk, keys.size(), job_.scale, RowsAt(to_key, s.batch, kv_head, token));
-    job_.k.store(dv, job_.value_ld, keys.size(), p.value_dim, T{1},
-                 RowsAt(args_.dv, s.batch, kv_head, token));
+    ForEachTile(column, [&](int64_t first, int64_t keys) {
+      const int64_t token = s.kv_begin + column.keys.begin + first;
+      StoreRoped(job_, dk + first * job_.key_ld, keys, job_.scale,
+                 RowsAt(to_key, s.batch, column.kv_head, token));
+      job_.k.store(dv + first * job_.value_ld, job_.value_ld, keys, p.value_dim, T{1},
+                   RowsAt(args_.dv, s.batch, column.kv_head, token));
+    });
   }
 
   void RunColumn(const Pass& pass, int64_t number, ColumnScratch<T, Operand>& memory) {
     const Problem& p = job_.problem;
     const Column& column = columns_[number];
     const Sequence s = p.SequenceAt(column.sequence);
-    const RowIntervals intervals = p.IntervalsOf(s);
-    std::fill_n(memory.dk, column.keys.size() * job_.key_ld, T{0});
-    std::fill_n(memory.dv, column.keys.size() * job_.value_ld, T{0});
+    CellScratch<T, Operand>& cells = memory.cells;
+    ClearColumn(column, memory.dk, memory.dv);
     const Span segments = columns_.SegmentsOf(column);
     for (int64_t member = 0; member < p.group(); ++member) {
       for (int64_t segment = segments.end; segment-- > segments.begin;) {
-        const int64_t first = segment * columns_.segment_rows();
-        const Span keys = columns_.KeysOf(s, intervals, segment);
-        const Cell cell{.sequence = s,
-                        .head = column.kv_head * p.group() + member,
-                        .rows = {first, std::min(first + columns_.segment_rows(), s.q_len)},
-                        .keys = column.keys,
-                        .first_keys = keys.begin >= column.keys.begin,
-                        .last_keys = keys.end <= std::max(column.keys.end, column.keys.begin + 1)};
+        const Cell cell = CellOf(column, s, column.kv_head * p.group() + member, segment);
         const int64_t place = (member + 1) * columns_.SegmentsOf(s) - 1 - segment;
-        if (!cell.first_keys) progress_.Await(column.left, place);
-        pass.Run(cell, memory.cells, memory.dk, memory.dv);
+        const bool continues = cell.RunsFirst() ? !cell.first_keys : !cell.first_second;
+        if (continues) progress_.Await(column.left, place);
+        dq_.Load(cell, cells.dq, cells.dq_second);
+        pass.Run(cell, cells, memory.dk, memory.dv);
+        // Also where the second half goes on, because then its rows' place is free: whoever used it
+        // for the chunk before has been waited for.
+        if (column.beside >= 0) progress_.Await(column.beside, place);
+        dq_.Store(cell, cells.dq, cells.dq_second);
         progress_.Pass(number, place);
       }
     }
-    StoreColumn(s, column.kv_head, column.keys, memory.dk, memory.dv);
+    StoreColumn(column, memory.dk, memory.dv);
+  }
+
+  Cell CellOf(const Column& column, const Sequence& s, int64_t head, int64_t segment) const {
+    const int64_t first = segment * columns_.segment_rows();
+    const Span seen = columns_.KeysOf(s, job_.problem.IntervalsOf(s), segment);
+    const bool starts = seen.begin >= column.keys.begin;
+    const bool ends = seen.end <= std::max(column.keys.end, column.keys.begin + 1);
+    // Where the second half is another column's, that one has the last word.
+    const bool alone = column.halves.end == column.chunk.Halves();
+    return {.sequence = s,
+            .head = head,
+            .rows = {first, std::min(first + columns_.segment_rows(), s.q_len)},
+            .chunk = column.chunk,
+            .keys = column.keys,
+            .halves = column.halves,
+            .first_keys = starts,
+            .last_keys = ends && alone,
+            .first_second = starts || column.keys.begin == column.chunk.keys.begin,
+            .last_second = ends || column.keys.end == column.chunk.keys.end};
   }
 
   const Job<T>& job_;
@@ -161,9 +188,8 @@ class BackwardPass {
   int64_t workers_;
   PseGradient<T> dpse_;
   BackwardColumns columns_;
+  QuerySums<T> dq_;
   Progress progress_;
-  RopedView<void> carry_;
-  Buffer carry_memory_;
   Buffer deltas_;
 };
 

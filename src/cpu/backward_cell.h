@@ -2,9 +2,10 @@
 // products per tile (FlashAttention-2, Dao 2023, algorithm 2): S = Q K^T and dP = dO V^T again,
 // then dV += P^T dO, dK += dS^T Q, dQ += dS K.
 //
-// A cell adds each tile's contribution to dQ, dK and dV on its own, in ascending order of keys (dQ)
-// and of heads, descending order of rows (dK, dV). So the bits of a gradient do not depend on how a
-// head is cut into cells, only on the order of the cells of one row or one column.
+// A cell adds each tile's contribution to dQ, dK and dV on its own, in ascending order of keys (dQ,
+// of each half of a chunk) and of heads, descending order of rows (dK, dV). So the bits of a
+// gradient do not depend on how a head is cut into cells, only on the order of the cells of one row
+// or one column.
 #pragma once
 
 #include <algorithm>
@@ -12,22 +13,13 @@
 
 #include "fusion_attention/backward.h"
 #include "src/cpu/dpse.h"
+#include "src/cpu/dq_sums.h"
 #include "src/cpu/job.h"
 #include "src/cpu/key_tile.h"
 #include "src/cpu/ropes.h"
 #include "src/cpu/scratch.h"
 
 namespace fusion_attention::cpu {
-
-// Which part of the problem a cell is.
-struct Cell {
-  Sequence sequence;
-  int64_t head;
-  Span rows;
-  Span keys;
-  bool first_keys;  // no earlier cell has added to these rows of dQ,
-  bool last_keys;   // no later one will
-};
 
 template <typename T, typename Operand>
 struct CellScratch {
@@ -46,6 +38,7 @@ struct CellScratch {
     qt = arena.Take<Operand>(rows * job.key_ld);
     dyt = arena.Take<Operand>(rows * job.value_ld);
     dq = arena.Take<T>(rows * job.key_ld);
+    dq_second = arena.Take<T>(rows * job.key_ld);
     out = arena.Take<T>(job.rows * job.value_ld);
     dout = arena.Take<T>(kPlainOperands<T, Operand> ? 0 : job.rows * job.value_ld);
     max = arena.Take<T>(rows);
@@ -61,7 +54,7 @@ struct CellScratch {
   Operand* packed;          // one block of q and dy, where plain rows are no summands
   Operand *q, *dy;          // the cell's rows as summands,
   Operand *qt, *dyt;        // transposed by block,
-  T* dq;                    // and their gradient
+  T *dq, *dq_second;        // and their sums (dq_sums.h)
   T *out, *dout;            // one block, for delta; dout only where dy holds no plain rows
   T *max, *weight, *delta;  // dropout's factor is in weight, and divided out of delta
   bool* finite;             // per block: no NaN or infinity in q and dy
@@ -74,63 +67,31 @@ class CellPass {
   using Products = ProductTable<T, Operand>;
   using Scratch = CellScratch<T, Operand>;
 
-  // `carry` holds dQ between the cells of a row; the same as args.dq unless that has 16 bits.
-  // `deltas` holds delta of every row from its first cell on, so that the others need not read the
-  // output: null where rows have one cell.
-  CellPass(const Job<T>& job, const Products& products, const BackwardArgs& args,
-           const RopedView<void>& carry, T* deltas, const PseGradient<T>& dpse)
-      : job_(job), products_(products), args_(args), carry_(carry), deltas_(deltas), dpse_(dpse) {}
+  // `deltas` holds delta of every row from its first cell on, so that those that continue its sum
+  // of dQ need not read the output: null where none does.
+  CellPass(const Job<T>& job, const Products& products, const BackwardArgs& args, T* deltas,
+           const PseGradient<T>& dpse)
+      : job_(job), products_(products), args_(args), deltas_(deltas), dpse_(dpse) {}
 
-  // dk and dv: the cell's keys, packed.
+  // Adds to s.dq and s.dq_second; dk and dv: the cell's keys, packed.
   void Run(const Cell& cell, Scratch& s, T* dk, T* dv) const {
     const RowIntervals intervals = job_.problem.IntervalsOf(cell.sequence);
-    Span seen{0, 0};
-    if (cell.rows.size() > 0) {
-      seen = {std::max(cell.keys.begin, intervals.Begin(cell.rows.begin)),
-              std::min(cell.keys.end, intervals.End(cell.rows.end - 1))};
-    }
-    const bool idle = seen.begin >= seen.end || !job_.HasScores(cell.sequence);
-    if (idle && !cell.first_keys && !cell.last_keys) return;
-    LoadGradient(cell, s);
-    if (!idle) {
-      for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) LoadBlock(cell, b, s);
+    if (cell.rows.size() == 0 || !job_.HasScores(cell.sequence)) return;
+    const Span seen{std::max(cell.keys.begin, intervals.Begin(cell.rows.begin)),
+                    std::min(cell.keys.end, intervals.End(cell.rows.end - 1))};
+    if (seen.begin >= seen.end) return;
+    for (int64_t b = 0; b * job_.rows < cell.rows.size(); ++b) LoadBlock(cell, b, s);
+    for (int64_t half = cell.halves.begin; half < cell.halves.end; ++half) {
       for (int64_t first = seen.begin / job_.tile_keys * job_.tile_keys; first < seen.end;
            first += job_.tile_keys) {
+        if (cell.chunk.HalfOf(first) != half) continue;
         RunKeys(cell, intervals, {first, std::min(first + job_.tile_keys, cell.keys.end)}, s, dk,
                 dv);
       }
     }
-    StoreGradient(cell, s);
   }
 
  private:
-  void LoadGradient(const Cell& cell, Scratch& s) const {
-    if (cell.first_keys) {
-      std::fill_n(s.dq, cell.rows.size() * job_.key_ld, T{0});
-    } else {
-      const RopedView<const void> carry{AsConst(carry_.own), AsConst(carry_.rope)};
-      PackRoped(job_, job_.k.pack, RowsOf(cell, carry), cell.rows.size(), s.dq);
-    }
-  }
-
-  void StoreGradient(const Cell& cell, Scratch& s) const {
-    if (cell.last_keys) {
-      const RopedView<void> dq{args_.dq, args_.dq_rope};
-      StoreRoped(job_, s.dq, cell.rows.size(), job_.scale, RowsOf(cell, dq));
-    } else {
-      StoreRoped(job_, s.dq, cell.rows.size(), T{1}, RowsOf(cell, carry_));
-    }
-  }
-
-  template <typename Void>
-  static RopedRows<Void> RowsOf(const Cell& cell, const RopedView<Void>& view) {
-    return RowsAt(view, cell.sequence.batch, cell.head, cell.sequence.q_begin + cell.rows.begin);
-  }
-
-  static ConstTensorView AsConst(const TensorView& view) {
-    return {view.data, view.dtype, view.strides};
-  }
-
   Span RowsOfBlock(const Cell& cell, int64_t b) const {
     const int64_t begin = cell.rows.begin + b * job_.rows;
     return {begin, std::min(begin + job_.rows, cell.rows.end)};
@@ -157,7 +118,8 @@ class CellPass {
                         s.dyt + at * job_.value_ld);
     products_.summands(q, job_.key_ld, rows.size(), s.q + at * job_.key_ld);
     products_.summands(dy, job_.value_ld, rows.size(), s.dy + at * job_.value_ld);
-    const bool first = cell.first_keys || deltas_ == nullptr;
+    const bool kept = deltas_ != nullptr && cell.RunsFirst();
+    const bool first = cell.first_keys || !kept;
     if (first) FindDeltas(cell, rows, gradient, dy, s, s.delta + at);
     s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
@@ -167,10 +129,10 @@ class CellPass {
       // P factor (keep dP - delta / factor): nothing is left to multiply a pair with.
       s.weight[at + r] = job_.keep_factor / static_cast<T>(args_.softmax_sum[index]);
       if (first) s.delta[at + r] /= job_.keep_factor;
-      if (deltas_ != nullptr) {
-        T& kept = deltas_[index / 8];  // rows are numbered as their statistics are
-        if (first) kept = s.delta[at + r];
-        s.delta[at + r] = kept;
+      if (kept) {
+        T& delta = deltas_[index / 8];  // rows are numbered as their statistics are
+        if (first) delta = s.delta[at + r];
+        s.delta[at + r] = delta;
       }
       s.blind[b] |= IsBlind(s.max[at + r]);
     }
@@ -221,8 +183,9 @@ class CellPass {
       loaded = true;
       ScoreStage(cell, intervals, rows, b, tile, s);
       const int64_t from_cell = tile.keys.begin - cell.keys.begin;
-      GradientStage(rows.size(), b, tile, s, dk + from_cell * job_.key_ld,
-                    dv + from_cell * job_.value_ld);
+      T* dq = cell.chunk.HalfOf(keys.begin) == 0 ? s.dq : s.dq_second;
+      GradientStage(rows.size(), b, tile, s, dq + b * job_.rows * job_.key_ld,
+                    dk + from_cell * job_.key_ld, dv + from_cell * job_.value_ld);
     }
   }
 
@@ -255,11 +218,12 @@ class CellPass {
                                    s.delta + at, keep, s.ds);
     }
     if (dpse_.wanted()) {
-      dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys, s.ds, s.tile);
+      dpse_.Add(cell.sequence, intervals, cell.head, rows, tile.keys,
+                cell.chunk.HalfOf(tile.keys.begin), s.ds, s.tile);
     }
   }
 
-  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, Scratch& s, T* dk,
+  void GradientStage(int64_t rows, int64_t b, const VisibleTile& tile, Scratch& s, T* dq, T* dk,
                      T* dv) const {
     const Products& product = products_;
     const int64_t at = b * job_.rows;
@@ -270,7 +234,6 @@ class CellPass {
     const Operand* dy = s.dy + at * job_.value_ld;
     const Operand* key = s.keys.KeySummands(tile.keys.begin);
     const BitWord* visible = s.tile.visible;
-    T* dq = s.dq + at * job_.key_ld;
     if (tile.partial && !s.finite[b]) {
       product.gradient_of_keys_visible(a.p, keys, rows, dy, job_.value_ld, visible, dv);
       product.gradient_of_keys_visible(a.ds, keys, rows, q, job_.key_ld, visible, dk);
@@ -288,7 +251,6 @@ class CellPass {
   const Job<T>& job_;
   const Products& products_;
   const BackwardArgs& args_;
-  RopedView<void> carry_;
   T* deltas_;
   const PseGradient<T>& dpse_;
 };

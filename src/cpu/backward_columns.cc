@@ -51,10 +51,10 @@ int64_t Sharing(int64_t pairs, int64_t remaining, int64_t workers) {
                              workers);
 }
 
-// How many pairs the next column of a grid is to have, after columns of so many. Each worker runs
-// two, which are its share together. The others wait for the first cell of a grid and are done when
-// its last one starts, so the columns at both ends are narrow, an eighth of a share; there are no
-// more, because every column packs its rows again.
+// How many pairs the next column of a grid is to have, after columns of so many, if so many workers
+// run those of one half. Each worker runs two, which are its share together. The others wait for
+// the first cell of a grid and are done when its last one starts, so the columns at both ends are
+// narrow, an eighth of a share; there are no more, because every column packs its rows again.
 double WidthOf(const std::vector<double>& before, int64_t workers, double share) {
   const auto number = static_cast<int64_t>(before.size());
   if (number >= 2 * workers - 1) return std::numeric_limits<double>::infinity();
@@ -83,12 +83,13 @@ BackwardColumns::BackwardColumns(const Problem& problem, const GridSizes& sizes,
                     static_cast<int64_t>(grids.size()) % workers == 0;
   const bool whole = workers == 1 || even || remaining == 0 || undivided != Undivided::kColumn;
   int64_t blocks = (LongestQuery(problem) + sizes.block_rows - 1) / sizes.block_rows;
-  if (!whole) {
-    // Workers on one grid follow each other at a distance of a segment: at most an eighth, for two
-    // of them, of the rows. Smaller segments pack every tile of keys more often.
-    const Grid& largest = grids.front();
+  const Grid& largest = grids.front();
+  const int64_t sharing = whole ? 1 : Sharing(largest.pairs, remaining, workers);
+  if (sharing > PartsOf(largest, sharing)) {
+    // Workers on one half follow each other at a distance of a segment. Smaller segments pack every
+    // tile of keys more often.
     blocks = problem.group() * problem.SequenceAt(largest.sequence).q_len /
-             (4 * Sharing(largest.pairs, remaining, workers) * sizes.block_rows);
+             (4 * sharing * sizes.block_rows);
   }
   segment_rows_ = std::clamp<int64_t>(blocks, 1, sizes.most_blocks) * sizes.block_rows;
 
@@ -127,42 +128,67 @@ std::vector<BackwardColumns::Grid> BackwardColumns::GridsOf(int64_t workers,
   return grids;
 }
 
+// Into how many parts `workers` cut the keys of a chunk before they cut them into ranges.
+int64_t BackwardColumns::PartsOf(const Grid& grid, int64_t workers) const {
+  if (workers == 1) return 1;
+  const int64_t keys = std::min(problem_.SequenceAt(grid.sequence).kv_len, sizes_.most_keys);
+  return Chunk{{0, keys}, sizes_.tile_keys}.Halves();
+}
+
 // Cuts a grid that `workers` share into columns, so that each of them gets about `share` pairs.
 void BackwardColumns::Cut(const Grid& grid, int64_t workers, int64_t share) {
   const Sequence s = problem_.SequenceAt(grid.sequence);
   const RowIntervals intervals = problem_.IntervalsOf(s);
+  const int64_t parts = PartsOf(grid, workers);
+  const int64_t sharing = (workers + parts - 1) / parts;  // one part
   std::vector<double> widths;
   double pairs = 0;
-  Span keys{0, 0};
+  Chunk chunk{{0, 0}, sizes_.tile_keys};
   do {
-    const Span tile{keys.end, std::min(keys.end + sizes_.tile_keys, s.kv_len)};
-    keys.end = tile.end;
-    bool reached = false;
-    if (workers > 1) {
-      const Span rows = RowsThatSee(s, intervals, tile.begin + tile.size() / 2);
-      const auto added = static_cast<double>(problem_.group() * rows.size() * tile.size());
-      pairs += added;
-      // Another tile would miss the width by more than this one does.
-      reached = pairs + added / 2 >= WidthOf(widths, workers, static_cast<double>(share));
-      if (reached) widths.push_back(std::exchange(pairs, 0));
-    }
-    if (reached || keys.size() >= sizes_.most_keys || keys.end >= s.kv_len) {
-      Append(grid, keys, s.kv_len);
-      keys.begin = keys.end;
-    }
-  } while (keys.end < s.kv_len);
+    chunk.keys = {chunk.keys.end, std::min(chunk.keys.end + sizes_.most_keys, s.kv_len)};
+    Span keys{chunk.keys.begin, chunk.keys.begin};
+    do {
+      // Two tiles are one of either half.
+      const Span step{keys.end, std::min(keys.end + parts * sizes_.tile_keys, chunk.keys.end)};
+      keys.end = step.end;
+      bool reached = false;
+      if (sharing > 1) {
+        const Span rows = RowsThatSee(s, intervals, step.begin + step.size() / 2);
+        const auto added = static_cast<double>(problem_.group() * rows.size() * step.size());
+        pairs += added;
+        // Another step would miss the width by more than this one does.
+        reached = pairs + added / 2 >= WidthOf(widths, sharing, static_cast<double>(share * parts));
+        if (reached) widths.push_back(std::exchange(pairs, 0));
+      }
+      if (reached || keys.end >= chunk.keys.end) {
+        Append(grid, chunk, keys, parts);
+        keys.begin = keys.end;
+      }
+    } while (keys.end < chunk.keys.end);
+  } while (chunk.keys.end < s.kv_len);
 }
 
-void BackwardColumns::Append(const Grid& grid, Span keys, int64_t kv_len) {
-  const bool first = keys.begin == 0;
-  columns_.push_back({grid.sequence, grid.kv_head, keys, first ? -1 : count() - 1});
+void BackwardColumns::Append(const Grid& grid, const Chunk& chunk, Span keys, int64_t parts) {
   // As a quotient, because pairs times keys may exceed 2^63. It never increases from left to right:
   // a column that started before the one to its left could wait for ever.
-  const int64_t all = std::max<int64_t>(kv_len, 1);
-  ranks_.push_back(static_cast<double>(grid.pairs) / static_cast<double>(all) *
-                   static_cast<double>(all - keys.begin));
+  const int64_t all = std::max<int64_t>(problem_.SequenceAt(grid.sequence).kv_len, 1);
+  const double rank = static_cast<double>(grid.pairs) / static_cast<double>(all) *
+                      static_cast<double>(all - keys.begin);
+  const int64_t last = keys.begin == 0 ? -1 : count() - 1;
+  const auto append = [&](Span halves, int64_t left, int64_t beside) {
+    columns_.push_back({grid.sequence, grid.kv_head, chunk, keys, halves, left, beside});
+    ranks_.push_back(rank);
+  };
+  if (parts == 1 || chunk.Halves() == 1) {
+    append({0, chunk.Halves()}, last, -1);
+  } else {
+    const bool starts = keys.begin == chunk.keys.begin;
+    append({0, 1}, starts ? last : last - 1, -1);
+    append({1, 2}, starts ? -1 : last, count() - 1);
+    carries_second_ |= !starts;
+  }
   most_keys_ = std::max(most_keys_, RoundUp(keys.size(), sizes_.tile_keys));
-  carries_ |= !first;
+  carries_ |= columns_.back().left >= 0 || columns_.back().beside >= 0;
 }
 
 // By rank: first what most other work waits for.
@@ -176,8 +202,9 @@ void BackwardColumns::Order() {
   std::vector<Column> ordered;
   for (const size_t from : order) {
     ordered.push_back(columns_[from]);
-    int64_t& left = ordered.back().left;
-    if (left >= 0) left = place[static_cast<size_t>(left)];
+    for (int64_t* column : {&ordered.back().left, &ordered.back().beside}) {
+      if (*column >= 0) *column = place[static_cast<size_t>(*column)];
+    }
   }
   columns_ = std::move(ordered);
 }

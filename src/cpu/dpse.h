@@ -44,8 +44,8 @@ class PseGradient {
 
   // Adds ds of one tile, times the scale where that comes after the bias; ds is [key][row].
   void Add(const Sequence& sequence, const RowIntervals& intervals, int64_t head, Span rows,
-           Span keys, const T* ds, TileScratch<T>& tile) const {
-    if (slopes_.wanted()) return slopes_.Add(sequence, head, rows, keys, ds, tile);
+           Span keys, int64_t half, const T* ds, TileScratch<T>& tile) const {
+    if (slopes_.wanted()) return slopes_.Add(sequence, head, rows, keys, half, ds, tile);
     const int64_t ld = RoundUp(job_.tile_keys, kRowPadding);
     job_.k.transpose_back(ds, rows.size(), keys.size(), factor_.data(), tile.bias_rows, ld);
     const PseRows all =

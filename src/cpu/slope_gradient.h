@@ -2,9 +2,9 @@
 // after the scale, so its gradient is the sum of dS times that distance: a sum so long that it is
 // formed in double.
 //
-// Each query row has a sum of its own: the cells of a row run in ascending order of keys under
-// every schedule, and no two of them at once. The rows are added up in a fixed order at the end. A
-// double for each row is a quarter of one statistics tensor.
+// Each query row has a sum of its own for each half of the keys (backward_columns.h): the tiles of
+// a half run in ascending order under every schedule, and no two of them at once. The sums are
+// added up in a fixed order at the end. Two doubles for each row are half of one statistics tensor.
 #pragma once
 
 #include <cstring>
@@ -23,7 +23,7 @@ class SlopeGradient {
     if (!wanted()) return;
     const Problem& p = job.problem;
     const int64_t rows = (p.layout == Layout::kTND ? 1 : p.batch) * p.q_heads * p.q_len;
-    const int64_t bytes = rows * static_cast<int64_t>(sizeof(double));
+    const int64_t bytes = rows * 2 * static_cast<int64_t>(sizeof(double));
     memory_ = AllocateBuffer(bytes);
     std::memset(memory_.get(), 0, static_cast<size_t>(bytes));
   }
@@ -31,11 +31,11 @@ class SlopeGradient {
   bool wanted() const { return dpse_.data != nullptr && job_.problem.pse.kind == PseKind::kSlopes; }
 
   // Adds one tile, whose distances AddBias() has left in `tile`; ds is [key][row].
-  void Add(const Sequence& sequence, int64_t head, Span rows, Span keys, const T* ds,
+  void Add(const Sequence& sequence, int64_t head, Span rows, Span keys, int64_t half, const T* ds,
            TileScratch<T>& tile) const {
     job_.k.line_products(ds, tile.distance + keys.size() - 1, keys.size(), tile.distance_sums);
     for (int64_t r = rows.begin; r < rows.end; ++r) {
-      RowSum(sequence, head, r) += tile.distance_sums[r - rows.begin];
+      RowSums(sequence, head, r)[half] += tile.distance_sums[r - rows.begin];
     }
   }
 
@@ -47,7 +47,10 @@ class SlopeGradient {
       const Sequence s = p.SequenceAt(i);
       for (int64_t head = 0; head < p.q_heads; ++head) {
         double sum = 0;
-        for (int64_t row = 0; row < s.q_len; ++row) sum += RowSum(s, head, row);
+        for (int64_t row = 0; row < s.q_len; ++row) {
+          const double* halves = RowSums(s, head, row);
+          sum += halves[0] + halves[1];
+        }
         slopes[static_cast<size_t>(s.batch * dpse_.strides.batch + head * dpse_.strides.head)] +=
             sum;
       }
@@ -59,9 +62,9 @@ class SlopeGradient {
 
  private:
   // Rows are numbered as their statistics are.
-  double& RowSum(const Sequence& sequence, int64_t head, int64_t row) const {
-    return reinterpret_cast<double*>(
-        memory_.get())[job_.problem.StatisticsIndex(sequence, head, row) / 8];
+  double* RowSums(const Sequence& sequence, int64_t head, int64_t row) const {
+    return reinterpret_cast<double*>(memory_.get()) +
+           job_.problem.StatisticsIndex(sequence, head, row) / 8 * 2;
   }
 
   const Job<T>& job_;

@@ -36,26 +36,7 @@ def _bnsd(
     return call, _random(batch, HEADS, q_len, v_dim, dtype=dtype, seed=6)
 
 
-@pytest.mark.parametrize("seed", range(500_000, 500_060))
-def test_any_number_of_threads(seed: int) -> None:
-    sample = case(seed)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = forward_and_backward(sample.call, sample.dy)
-        for count in (2, 3, 7):
-            torch.set_num_threads(count)
-            assert_same_bits(forward_and_backward(sample.call, sample.dy), expected)
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("causal", [False, True])
-def test_any_number_of_threads_on_many_tiles(causal: bool, dtype: torch.dtype) -> None:
-    call, dy = _bnsd(1, 700, 900, dtype, dim=64, v_dim=64)
-    if causal:
-        call |= {"sparse_mode": 3, "atten_mask": compressed_mask(3)}
+def _assert_same_bits_for_any_threads(call: dict[str, Any], dy: torch.Tensor) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -65,6 +46,41 @@ def test_any_number_of_threads_on_many_tiles(causal: bool, dtype: torch.dtype) -
             assert_same_bits(forward_and_backward(call, dy), expected)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("seed", range(500_000, 500_060))
+def test_any_number_of_threads(seed: int) -> None:
+    sample = case(seed)
+    _assert_same_bits_for_any_threads(sample.call, sample.dy)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_number_of_threads_on_many_tiles(causal: bool, dtype: torch.dtype) -> None:
+    call, dy = _bnsd(1, 700, 900, dtype, dim=64, v_dim=64)
+    if causal:
+        call |= {"sparse_mode": 3, "atten_mask": compressed_mask(3)}
+    _assert_same_bits_for_any_threads(call, dy)
+
+
+# More keys than one column of the backward pass has room for, so that dQ is handed on from several
+# workers to several: within a half of the keys, from one half to the other, and to the next column.
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", [0, 3, 4])
+def test_any_number_of_threads_on_one_head_with_many_keys(mode: int, dtype: torch.dtype) -> None:
+    call = {
+        "query": _random(1, 1, 300, 64, dtype=dtype, seed=1),
+        "key": _random(1, 1, 4800, 64, dtype=dtype, seed=2),
+        "value": _random(1, 1, 4800, 64, dtype=dtype, seed=3),
+        "head_num": 1,
+        "input_layout": "BNSD",
+        "scale": 0.125,
+    }
+    if mode > 0:
+        call |= {"sparse_mode": mode, "atten_mask": compressed_mask(mode)}
+    if mode == 4:
+        call |= {"pre_tockens": 1500, "next_tockens": -300}
+    _assert_same_bits_for_any_threads(call, _random(1, 1, 300, 64, dtype=dtype, seed=4))
 
 
 @pytest.mark.parametrize("seed", range(510_000, 510_040))

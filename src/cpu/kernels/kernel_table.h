@@ -29,6 +29,8 @@ struct KernelTable {
   void (*store)(const T* src, int64_t ld, int64_t rows, int64_t dim, T factor, const SinkRows& dst);
   // The same with a factor of 1, for rows that nobody reads soon.
   void (*stream)(const T* src, int64_t ld, int64_t rows, int64_t dim, const SinkRows& dst);
+  // sums += more, both packed: `count` is a multiple of 16.
+  void (*add)(const T* more, int64_t count, T* sums);
   // dst[r][c] = src[c][r] * row_factor[r], from rows in lanes to packed rows. Reads src up to the
   // next multiple of 4 channels and writes as many, and rows up to the next whole vector.
   void (*transpose_back)(const T* src, int64_t rows, int64_t dim, const T* row_factor, T* dst,

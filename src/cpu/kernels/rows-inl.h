@@ -225,6 +225,14 @@ void StreamRows(const T* HWY_RESTRICT src, int64_t ld, int64_t rows, int64_t dim
   hwy::FlushStream();
 }
 
+template <typename T>
+void AddRows(const T* HWY_RESTRICT more, int64_t count, T* HWY_RESTRICT sums) {
+  const hn::ScalableTag<T> d;
+  for (int64_t i = 0; i < count; i += hn::Lanes(d)) {
+    hn::Store(hn::Add(hn::Load(d, sums + i), hn::Load(d, more + i)), d, sums + i);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace fusion_attention::cpu
 HWY_AFTER_NAMESPACE();

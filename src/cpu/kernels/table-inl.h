@@ -42,6 +42,7 @@ const KernelTable<T>& Table() {
       .pack = Pack,
       .store = StoreRows,
       .stream = StreamRows<T>,
+      .add = AddRows<T>,
       .transpose_back = TransposeBack<T>,
       .add_bias = AddBias,
       .add_line = AddLine<T>,

@@ -11,7 +11,7 @@
 namespace fusion_attention::cpu {
 namespace {
 
-// Long enough that three threads share its grids.
+// Long enough that three threads share its grids and the halves of their keys.
 Problem LongProblem(DType dtype) {
   Problem p;
   p.dtype = dtype;
@@ -20,7 +20,7 @@ Problem LongProblem(DType dtype) {
   p.q_heads = 4;
   p.kv_heads = 2;
   p.q_len = 301;
-  p.kv_len = 333;
+  p.kv_len = 533;
   p.head_dim = 20;
   p.value_dim = 18;
   p.scale = -0.3;
@@ -183,6 +183,32 @@ TEST(CpuPasses, SlopesAreTheBiasThatTheyStandFor) {
         p.mask.pre_tockens = 30;
         p.pse = Slopes(distance, -15, 1);
         ExpectSlopesToBeABias(p, kernels);
+      }
+    }
+  }
+}
+
+// Several columns of keys, whose sums of dQ go from thread to thread.
+TEST(CpuPasses, GradientsDependOnNoSchedule) {
+  for (const Kernels& kernels : RunnableKernels()) {
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+      for (const int64_t sparse_mode : {0, 3}) {
+        SCOPED_TRACE(testing::Message()
+                     << kernels.name << " " << Name(dtype) << " " << sparse_mode);
+        Problem p = LongProblem(dtype);
+        p.q_heads = p.kv_heads = 1;
+        p.head_dim = p.value_dim = 250;  // 1024 keys are a chunk
+        p.kv_len = 1300;
+        p.mask.full = sparse_mode == 0;
+        p.mask.sparse_mode = sparse_mode;
+        const Operands o(p, 1);
+        const Results expected = RunBoth(p, o, kernels, 1);
+        for (const int threads : {2, 3, 7}) {
+          const Results actual = RunBoth(p, o, kernels, threads);
+          EXPECT_EQ(actual.dq.bytes, expected.dq.bytes) << threads;
+          EXPECT_EQ(actual.dk.bytes, expected.dk.bytes) << threads;
+          EXPECT_EQ(actual.dv.bytes, expected.dv.bytes) << threads;
+        }
       }
     }
   }
