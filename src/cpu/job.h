@@ -57,7 +57,7 @@ struct Job {
   const KernelTable<T>& k;
   MaskReader mask;
   int64_t rows;       // query rows of a block
-  int64_t tile_keys;  // keys of a tile; fewer where one holds all, so that little is cleared
+  int64_t tile_keys;  // keys of a tile; fewer where one holds all
   int64_t key_ld;     // row strides of packed query / key and of packed value / dy rows
   int64_t value_ld;
   T scale;
