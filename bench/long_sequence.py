@@ -180,14 +180,11 @@ def run(
                 title = f"{dtype}: memory of {LONG:,} tokens"
                 with _shown(console, title, 3.5 * seconds), child(_library.target()) as process:
                     grown = process.submit(memory, long.case, threads).result()
-            peaks: list[float] = []
             title = f"{dtype} {direction}: {LONG:,} tokens"
             run_long = _showing(functools.partial(long.run, direction), console, title, seconds)
-            *shorts, longs = take_turns(
-                [run_short] * _SHORTS_A_ROUND + [run_long],
-                0,
-                between=lambda peaks=peaks: peaks.append(peak.slice()),
-            )
+            peak_turn, peaks = peak.turn_as_long_as(run_short)
+            *turns, longs = take_turns([run_short, peak_turn] * _SHORTS_A_ROUND + [run_long], 0)
+            shorts = turns[::2]
             # Not the best: a long run lasts as long as sixteen short ones and meets what they meet.
             typical = {SHORT: median(itertools.chain(*shorts)), LONG: median(longs)}
             of_peak = {

@@ -96,13 +96,12 @@ def measure(target: Target, effort: Effort) -> Result:
     elif rival is not None:
         kind = TorchLoop if rival == "torch, a call each" else Torch
         runs.append(functools.partial(_contestant(kind, case).run, direction))
-    peak, peaks = _peak(target.threads), []
+    peak_turn, peaks = _peak(target.threads).turn_as_long_as(runs[0])
     slices = take_turns(
-        runs,
+        [*runs, peak_turn],
         effort.seconds,
         shortest=_SHORTEST_SLICE if target.yardstick == Yardstick.TIME else 0,
-        between=lambda: peaks.append(peak.slice()),
-    )
+    )[: len(runs)]
     return Result.of(
         target, column_here(), simd, Measurement.of(target.threads, flops, slices, peaks)
     )

@@ -109,12 +109,9 @@ def measure(axis: str, case: Case, seconds: float) -> list[Point]:
     inputs, peak, points = Inputs(case), _peak(), []
     contestants = Ours(case, inputs), Torch(case, inputs)
     for direction in FORWARD_BACKWARD:
-        peaks: list[float] = []
-        slices = take_turns(
-            [functools.partial(contestant.run, direction) for contestant in contestants],
-            seconds,
-            between=lambda peaks=peaks: peaks.append(peak.slice()),
-        )
+        runs = [functools.partial(contestant.run, direction) for contestant in contestants]
+        peak_turn, peaks = peak.turn_as_long_as(runs[0])
+        *slices, _ = take_turns([*runs, peak_turn], seconds)
         measured = Measurement.of(1, [case.flops(direction)] * 2, slices, peaks)
         kind = case.mask.kind, case.dtype_name, direction
         points.append(Point(axis, case.q_len, case.head_dim, *kind, measured))

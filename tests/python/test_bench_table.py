@@ -59,15 +59,16 @@ SECTIONS = (
 )
 
 
-class FakePeak:
+class FakePeak(fma_peak.FmaPeak):
     """The peak as the benchmark's own library would measure it, which tests do not build."""
 
     def __init__(self, threads: int, target: str) -> None:
         """Takes what FmaPeak takes."""
         self.speed = threads * fma_peak.width_of(target) * 1e9
 
-    def slice(self) -> float:
+    def slice(self, seconds: float) -> float:
         """A constant speed."""
+        assert 0.5e-3 <= seconds <= 50e-3
         return self.speed
 
 
@@ -177,9 +178,31 @@ def test_two_threads_run_against_one(monkeypatch: pytest.MonkeyPatch) -> None:
     row = target(Yardstick.PER_CALL, "one thread", threads=2)
     result = measuring.measure(row, EFFORT)
     assert result.measurement.threads == 2
-    assert seen[:2] == [2, 1]
-    assert seen.count(1) == seen.count(2)
+    fitting_the_peak, turns = seen[:2], seen[2:]
+    assert fitting_the_peak == [2, 2]
+    assert turns == [2, 1] * (len(turns) // 2)
     assert result.measurement.peak == FakePeak(2, _library.target()).speed
+
+
+@pytest.mark.parametrize(
+    ("work_seconds", "slice_seconds"), [(1e-6, 0.5e-3), (0.02, 0.02), (3, 0.05)]
+)
+def test_the_peak_runs_as_long_as_the_work(
+    monkeypatch: pytest.MonkeyPatch, work_seconds: float, slice_seconds: float
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    asked = []
+    monkeypatch.setattr(FakePeak, "slice", lambda _, seconds: asked.append(seconds) or 7.0)
+
+    def work() -> None:
+        clock[0] += work_seconds
+
+    turn, speeds = FakePeak(1, "avx2").turn_as_long_as(work)
+    assert (asked, speeds) == ([], [])
+    turn()
+    assert asked == pytest.approx([slice_seconds])
+    assert speeds == [7.0]
 
 
 def test_what_this_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ def take_turns(
     runs: Sequence[Callable[[], object]],
     seconds: float,
     shortest: float = 0.0,
-    between: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
     """Runs each piece of work in turn for so many seconds, and at least three times.
 
@@ -20,7 +19,6 @@ def take_turns(
         runs: The pieces of work. Each is run once before the clock starts.
         seconds: How long all of them together may take.
         shortest: A piece of fewer seconds is run so often in a slice, and the slice is their mean.
-        between: Called after each slice, outside its time.
 
     Returns:
         The seconds of each slice, for each piece of work.
@@ -39,7 +37,6 @@ def take_turns(
     while len(times[0]) < ROUNDS_AT_LEAST or time.perf_counter() < end:
         for run, repeat, slices in zip(runs, repeats, times, strict=True):
             slices.append(_seconds(run, repeat))
-            between()
     return times
 
 
