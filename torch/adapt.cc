@@ -376,8 +376,8 @@ std::vector<int64_t> OutShape(const Problem& p) {
 }
 
 std::vector<int64_t> StatisticsShape(const Problem& p) {
-  if (p.layout == Layout::kTND) return {p.q_len, p.q_heads, 8};
-  return {p.batch, p.q_heads, p.q_len, 8};
+  if (p.layout == Layout::kTND) return {p.q_len, p.q_heads, kStatisticsCopies};
+  return {p.batch, p.q_heads, p.q_len, kStatisticsCopies};
 }
 
 void Raise(const Status& status) {

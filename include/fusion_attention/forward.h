@@ -32,7 +32,7 @@ struct ForwardArgs {
   Inputs inputs;
   TensorView out;  // [B, N, Sq, Dv]; every element is written
   float* softmax_max =
-      nullptr;  // contiguous, 8 equal values a row; Problem::StatisticsIndex gives the order
+      nullptr;  // contiguous, kStatisticsCopies a row; Problem::StatisticsIndex gives the order
   float* softmax_sum = nullptr;
 };
 

@@ -102,6 +102,9 @@ enum class DropoutKind : uint8_t {
   kDropAll,   // 0 < keep_prob < 1e-9, as on the device: every weight is dropped
 };
 
+// softmax_max and softmax_sum hold each row's value so many times, as on the device.
+inline constexpr int64_t kStatisticsCopies = 8;
+
 struct Problem {
   DType dtype = DType::kFloat32;
   Layout layout = Layout::kBNSD;
@@ -137,8 +140,12 @@ struct Problem {
   PseElement CompressedPse(const Sequence& sequence, int64_t row, int64_t key) const;
   // Slopes: the position of key 0 of `sequence`, seen from its row 0.
   int64_t StartOffset(const Sequence& sequence) const;
-  // Where a row's statistics start, in floats: 8 equal values follow.
-  int64_t StatisticsIndex(const Sequence& sequence, int64_t head, int64_t row) const;
+  // The number of a query row among those of all heads and sequences, as statistics are ordered.
+  int64_t RowIndex(const Sequence& sequence, int64_t head, int64_t row) const;
+  // Where a row's statistics start, in floats.
+  int64_t StatisticsIndex(const Sequence& sequence, int64_t head, int64_t row) const {
+    return RowIndex(sequence, head, row) * kStatisticsCopies;
+  }
   // What softmax_sum reports for a row of `sequence` that sees no key.
   float MaskedRowSum(const Sequence& sequence) const;
 };

@@ -123,16 +123,16 @@ class CellPass {
     if (first) FindDeltas(cell, rows, gradient, dy, s, s.delta + at);
     s.blind[b] = false;
     for (int64_t r = 0; r < rows.size(); ++r) {
-      const int64_t index = p.StatisticsIndex(cell.sequence, cell.head, rows.begin + r);
-      s.max[at + r] = static_cast<T>(args_.softmax_max[index]);
+      const int64_t row = p.RowIndex(cell.sequence, cell.head, rows.begin + r);
+      s.max[at + r] = static_cast<T>(args_.softmax_max[row * kStatisticsCopies]);
       // With the factor of dropout in each row's weight, P (keep dP factor - delta) is
       // P factor (keep dP - delta / factor): nothing is left to multiply a pair with.
-      s.weight[at + r] = job_.keep_factor / static_cast<T>(args_.softmax_sum[index]);
+      s.weight[at + r] =
+          job_.keep_factor / static_cast<T>(args_.softmax_sum[row * kStatisticsCopies]);
       if (first) s.delta[at + r] /= job_.keep_factor;
       if (kept) {
-        T& delta = deltas_[index / 8];  // rows are numbered as their statistics are
-        if (first) delta = s.delta[at + r];
-        s.delta[at + r] = delta;
+        if (first) deltas_[row] = s.delta[at + r];
+        s.delta[at + r] = deltas_[row];
       }
       s.blind[b] |= IsBlind(s.max[at + r]);
     }

@@ -185,8 +185,8 @@ class ForwardPass {
       factor[r] = l == 0 ? T{0} : job_.keep_factor / l;
       if (l == 0) ClearRow(block, r);
       const int64_t at = p.StatisticsIndex(s, block.head, block.rows.begin + r);
-      std::fill_n(args_.softmax_max + at, 8, max);
-      std::fill_n(args_.softmax_sum + at, 8, sum);
+      std::fill_n(args_.softmax_max + at, kStatisticsCopies, max);
+      std::fill_n(args_.softmax_sum + at, kStatisticsCopies, sum);
     }
     job_.k.transpose_back(block.out, block.rows.size(), p.value_dim, factor, scratch.rows,
                           job_.value_ld);
@@ -220,8 +220,8 @@ void Run(const Problem& problem, const ForwardArgs& args, ParallelFor& threads,
     // Tokens past the last sequence belong to nobody.
     const int64_t used = UsedTokensOf(problem).q;
     ZeroTokens(args.out, problem.q_heads, used, problem.q_len, problem.value_dim);
-    const int64_t begin = used * problem.q_heads * 8;
-    const int64_t end = problem.q_len * problem.q_heads * 8;
+    const int64_t begin = used * problem.q_heads * kStatisticsCopies;
+    const int64_t end = problem.q_len * problem.q_heads * kStatisticsCopies;
     std::fill(args.softmax_max + begin, args.softmax_max + end, 0.0f);
     std::fill(args.softmax_sum + begin, args.softmax_sum + end, 0.0f);
   }

@@ -61,10 +61,9 @@ class SlopeGradient {
   }
 
  private:
-  // Rows are numbered as their statistics are.
   double* RowSums(const Sequence& sequence, int64_t head, int64_t row) const {
     return reinterpret_cast<double*>(memory_.get()) +
-           job_.problem.StatisticsIndex(sequence, head, row) / 8 * 2;
+           2 * job_.problem.RowIndex(sequence, head, row);
   }
 
   const Job<T>& job_;

@@ -83,11 +83,11 @@ int64_t Problem::StartOffset(const Sequence& sequence) const {
   return first_alone && sequence.batch > 0 ? 0 : pse.start_offset;
 }
 
-int64_t Problem::StatisticsIndex(const Sequence& sequence, int64_t head, int64_t row) const {
-  if (softmax_layout_tnd) return ((sequence.q_begin + row) * q_heads + head) * 8;
+int64_t Problem::RowIndex(const Sequence& sequence, int64_t head, int64_t row) const {
+  if (softmax_layout_tnd) return (sequence.q_begin + row) * q_heads + head;
   const int64_t earlier_rows =
       layout == Layout::kTND ? sequence.q_begin * q_heads : sequence.batch * q_heads * q_len;
-  return (earlier_rows + head * sequence.q_len + row) * 8;
+  return earlier_rows + head * sequence.q_len + row;
 }
 
 float Problem::MaskedRowSum(const Sequence& sequence) const {

@@ -14,8 +14,6 @@
 namespace fusion_attention::reference {
 namespace {
 
-constexpr int kStatisticsCopies = 8;
-
 struct RowResult {
   float max = 0;
   float sum = 0;
